@@ -1,0 +1,1 @@
+"""The words that every other floor uses: requests, jobs, groups, model specs, errors, settings. No heavy import."""

@@ -1,0 +1,223 @@
+"""What the master knows about a model: its spec, read from one TOML file. Importing a spec never imports torch."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from core.errors import InvalidParameter, UnknownModel
+from core.recipe import read_recipe
+from core.request import ImagePart
+from core.ticket import Group
+
+ParamType = Literal["int", "float", "bool", "string", "recipe"]
+PARAM_TYPES: Mapping[str, type] = {"int": int, "float": float, "bool": bool, "string": str, "recipe": str}
+REFERENCE_PIXELS = 512 * 512
+MAX_TEXT = 8_192
+
+
+@dataclass(frozen=True, slots=True)
+class Param:
+    """One parameter of a model. `group`: the network takes it once per batch, so it is part of the group.
+
+    A `recipe` is a prompt that must be readable by `core.recipe`. A string is at most `MAX_TEXT` characters.
+    """
+
+    name: str
+    type: ParamType
+    default: Any = None
+    required: bool = False
+    min: float | None = None
+    max: float | None = None
+    choices: tuple[Any, ...] = ()
+    group: bool = False
+    description: str = ""
+
+    def check(self, value: Any) -> Any:
+        """The value as this parameter's type (numbers may come as strings, from forms). Raises `InvalidParameter`."""
+        value = self._convert(value)
+        if self.choices and value not in self.choices:
+            raise self._refuse(f"must be one of {', '.join(map(str, self.choices))}")
+        if self.min is not None and value < self.min or self.max is not None and value > self.max:
+            raise self._refuse(f"must be {self.range_text()}")
+        if self.type == "recipe":
+            read_recipe(value)
+        return value
+
+    def range_text(self) -> str:
+        """The allowed range in words."""
+        if self.min is not None and self.max is not None:
+            return f"from {self.min:g} to {self.max:g}"
+        return f"at least {self.min:g}" if self.min is not None else f"at most {self.max:g}"
+
+    def _convert(self, value: Any) -> Any:
+        if self.type in ("string", "recipe"):
+            return self._text(value)
+        if self.type == "bool":
+            known = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
+            word = str(value).strip().lower()
+            if word not in known:
+                raise self._refuse("must be true or false")
+            return known[word]
+        if isinstance(value, bool) or not isinstance(value, (int, float, str)) or len(str(value)) > 64:
+            raise self._refuse(f"must be {'a whole number' if self.type == 'int' else 'a number'}")
+        try:
+            number = float(value)
+            if not math.isfinite(number):
+                raise ValueError
+            return number if self.type == "float" else int(value) if float(int(value)) == number else _not_whole()
+        except (ValueError, OverflowError):
+            raise self._refuse(f"must be {'a whole number' if self.type == 'int' else 'a number'}") from None
+
+    def _text(self, value: Any) -> str:
+        if not isinstance(value, str):
+            raise self._refuse("must be text")
+        if len(value) > MAX_TEXT:
+            raise self._refuse(f"has {len(value)} characters; the most is {MAX_TEXT}")
+        if "\0" in value or any(0xD800 <= ord(c) <= 0xDFFF for c in value):
+            raise self._refuse("holds a character that is no text (NUL or half of a surrogate pair)")
+        return value.strip()
+
+    def _refuse(self, why: str) -> InvalidParameter:
+        return InvalidParameter(f"parameter '{self.name}' {why}", parameter=self.name)
+
+
+def _not_whole() -> int:
+    raise ValueError
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """One model as the master sees it.
+
+    name, version, task: what clients call it and what it does (inpaint, edit, upscale, enhance, background_remove,
+    style, stub). adapter: `module:Class`, imported in the worker only. options: handed to the adapter's constructor.
+    max_batch: the most items of one batch at any size. timeout: seconds one batch may run before the worker counts as
+    hung. pad: heights and widths are padded up to a multiple of it inside the adapter. needs_mask: takes image + mask.
+    raw: the adapter gets and gives encoded bytes (no codec runs). work: cost relative to other models. scale_param:
+    the parameter by which width and height grow. max_output_pixels: bound on the result. preload: loaded before the
+    worker says it is ready (the others load at their first batch).
+    """
+
+    name: str
+    adapter: str
+    task: str
+    version: str = "1"
+    description: str = ""
+    method: str = ""
+    max_batch: int = 16
+    timeout: float = 120.0
+    pad: int = 1
+    needs_mask: bool = False
+    raw: bool = False
+    work: float = 1.0
+    scale_param: str | None = None
+    max_output_pixels: int = 100_000_000
+    preload: bool = True
+    params: Mapping[str, Param] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def check_params(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """All parameters of the model, defaults filled in. Raises `InvalidParameter` for an unknown, missing or bad one."""
+        for name in given:
+            if name not in self.params:
+                near = difflib.get_close_matches(name, self.params, n=1)
+                hint = f"; did you mean '{near[0]}'?" if near else f"; it takes {', '.join(self.params) or 'none'}"
+                raise InvalidParameter(f"model '{self.name}' has no parameter '{name[:64]}'{hint}", parameter=name[:64])
+        checked: dict[str, Any] = {}
+        for name, param in self.params.items():
+            if given.get(name) is not None:
+                checked[name] = param.check(given[name])
+            elif param.required:
+                raise InvalidParameter(f"parameter '{name}' is required by model '{self.name}'", parameter=name)
+            else:
+                checked[name] = param.default
+        return checked
+
+    def scale(self, params: Mapping[str, Any]) -> int:
+        """By how much width and height grow."""
+        return int(params[self.scale_param]) if self.scale_param else 1
+
+    def group(self, image: ImagePart, params: Mapping[str, Any], caps: Sequence[tuple[int, int]]) -> Group:
+        """The group of a job. `caps` are (side, items) pairs, ascending: an image of up to side x side pixels may
+        share a batch with at most so many; beyond the last, it runs alone."""
+        header = image.header
+        height = -(-header.upright_height // self.pad) * self.pad
+        width = -(-header.upright_width // self.pad) * self.pad
+        cap = next((items for side, items in caps if height * width <= side * side), 1)
+        fixed = tuple((name, params[name]) for name, param in self.params.items() if param.group)
+        return Group(self.name, self.version, height, width, fixed=fixed, limit=max(1, min(self.max_batch, cap)))
+
+    def cost(self, image: ImagePart, params: Mapping[str, Any]) -> float:
+        """Relative work: 1.0 for a 512x512 image on a model of work 1.0."""
+        return self.work * max(0.05, image.header.pixels / REFERENCE_PIXELS)
+
+
+def read_spec(text: str, name: str) -> ModelSpec:
+    """A spec from the text of its TOML file. Raises ValueError with a sentence that names the file's fault."""
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as fault:
+        raise ValueError(f"model '{name}': not readable as TOML: {fault}") from None
+    params = {key: _param(name, key, value) for key, value in raw.pop("params", {}).items()}
+    known = set(ModelSpec.__dataclass_fields__)
+    for key in raw:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            raise ValueError(f"model '{name}': unknown key '{key}'" + (f", did you mean '{near[0]}'?" if near else ""))
+    for key in ("adapter", "task"):
+        if key not in raw:
+            raise ValueError(f"model '{name}': the key '{key}' is missing")
+    return ModelSpec(**{"name": name, **raw, "params": params})
+
+
+def _param(model: str, name: str, raw: Mapping[str, Any]) -> Param:
+    known = set(Param.__dataclass_fields__) - {"name"}
+    for key in raw:
+        if key not in known:
+            raise ValueError(f"model '{model}': parameter '{name}': unknown key '{key}'")
+    if raw.get("type") not in PARAM_TYPES:
+        raise ValueError(f"model '{model}': parameter '{name}': type must be one of {', '.join(PARAM_TYPES)}")
+    return Param(name=name, **{**raw, "choices": tuple(raw.get("choices", ()))})
+
+
+class Catalogue:
+    """The models this server offers, by name."""
+
+    def __init__(self, specs: Sequence[ModelSpec]) -> None:
+        self._specs = {spec.name: spec for spec in specs}
+
+    @classmethod
+    def read(cls, folders: Sequence[Path], only: Sequence[str] = ()) -> Catalogue:
+        """Every `*.toml` of the folders; a later folder's file replaces an earlier one of the same name. `only` names
+        the models to offer, all when empty. Raises ValueError when a file is wrong or a named model is missing."""
+        specs: dict[str, ModelSpec] = {}
+        for folder in folders:
+            for file in sorted(folder.glob("*.toml")):
+                specs[file.stem] = read_spec(file.read_text(encoding="utf-8"), file.stem)
+        missing = [name for name in only if name not in specs]
+        if missing:
+            raise ValueError(f"no model file for: {', '.join(missing)} (there are: {', '.join(sorted(specs))})")
+        return cls([specs[name] for name in (only or specs)])
+
+    def __getitem__(self, name: str) -> ModelSpec:
+        spec = self._specs.get(name)
+        if spec is None:
+            near = difflib.get_close_matches(name[:64], self._specs, n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else f"; there are: {', '.join(sorted(self._specs))}"
+            raise UnknownModel(f"there is no model of that name{hint}")
+        return spec
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._specs
+
+    def __iter__(self):  # type: ignore[no-untyped-def]
+        return iter(self._specs.values())
+
+    def __len__(self) -> int:
+        return len(self._specs)

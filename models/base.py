@@ -1,0 +1,66 @@
+"""What a worker asks of a model: `Adapter.run(items) -> outputs`, one batch of one group at a time."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def _ignore(_: float) -> None:
+    pass
+
+
+def _never() -> bool:
+    return False
+
+
+@dataclass(slots=True)
+class Item:
+    """One decoded job. `image` is uint8 H x W x 3, RGB, upright; `mask` uint8 H x W (255 = change here) or None;
+    `alpha` uint8 H x W or None, the image's own transparency, which the worker puts back onto the result by itself.
+    Raw models (`ModelSpec.raw`) get `data`, the encoded bytes, and no pixels. `report(fraction)` tells progress
+    0.0-1.0; `cancelled()` turns true when nobody wants the result any more."""
+
+    params: Mapping[str, Any]
+    image: np.ndarray | None = None
+    mask: np.ndarray | None = None
+    alpha: np.ndarray | None = None
+    data: memoryview | None = None
+    report: Callable[[float], None] = _ignore
+    cancelled: Callable[[], bool] = _never
+
+
+@dataclass(slots=True)
+class Output:
+    """One result. `image` is uint8 h x w x 3 (RGB), h x w x 4 (RGBA) or h x w (grey); raw models give `data`.
+    `facts` is plain data told to the client beside the pixels."""
+
+    image: np.ndarray | None = None
+    data: bytes | memoryview | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Adapter(ABC):
+    """One model on one device. Constructors build, `load` loads, `run` runs."""
+
+    def __init__(self, options: Mapping[str, Any], device: torch.device) -> None:
+        self.options = options
+        self.device = device
+
+    def load(self) -> None:
+        """Bring weights to the device. Classical models have none."""
+
+    def warm_up(self) -> None:
+        """Run once so that the first request does not pay for lazy initialisation."""
+
+    @abstractmethod
+    def run(self, items: Sequence[Item]) -> list[Output]:
+        """Outputs in the items' order. All items are of one group (one image size); their parameters may differ.
+
+        An item's result must not depend on its companions. Raises `torch.cuda.OutOfMemoryError` (or MemoryError) when
+        the batch does not fit; any other exception makes the worker run each item alone to find the guilty one."""

@@ -1,0 +1,112 @@
+"""What the scheduler is told. One frozen class per thing that happens; `Scheduler.handle(event, now) -> commands`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from core.errors import ErrorInfo
+from core.ticket import Ticket
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """A job was admitted and waits. `front`: it was running before a restart and goes first in its queue."""
+
+    ticket: Ticket
+    front: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """Somebody no longer wants the job. Unknown or ended ids are ignored."""
+
+    job: str
+
+
+@dataclass(frozen=True, slots=True)
+class ItemEnded:
+    """One job of a batch left the worker for good: its result is stored, or it failed for its own fault
+    (`error`), or the worker dropped it after a `Revoke`."""
+
+    worker: str
+    incarnation: int
+    batch: int
+    job: str
+    error: ErrorInfo | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BatchEnded:
+    """The worker is done with a batch: its slot is free. `seconds` is the time the batch took in the device loop. Every
+    job of it has had its `ItemEnded` before (jobs that have not are put back to the front: the worker lied)."""
+
+    worker: str
+    incarnation: int
+    batch: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class BatchOutOfMemory:
+    """The device had no room for the batch; nothing of it ran. The slot is free."""
+
+    worker: str
+    incarnation: int
+    batch: int
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerReady:
+    """A new incarnation of a worker has loaded and warmed up and takes batches."""
+
+    worker: str
+    incarnation: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerLost:
+    """That incarnation is dead (and reaped). Everything it held goes back to the front of its queue.
+
+    `blame`: "worker" when the job may have killed it (crash, hang: deaths are counted against the batch that was
+    running), "none" when it was stopped on purpose or died idle."""
+
+    worker: str
+    incarnation: int
+    cause: str
+    blame: Literal["running", "none"] = "running"
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerDraining:
+    """Send nothing more to that worker; what it holds may finish."""
+
+    worker: str
+    incarnation: int
+
+
+@dataclass(frozen=True, slots=True)
+class LoadReport:
+    """Load feedback: the device's utilisation 0-1 by others than us (None: unknown) and free memory, bytes."""
+
+    worker: str
+    utilisation: float | None = None
+    memory_free: int | None = None
+    memory_total: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """The server is going away: dispatch nothing more, let running batches finish."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Nothing happened but time (the engine wakes at `next_deadline()`)."""
+
+
+Event = (
+    Submitted | Cancelled | ItemEnded | BatchEnded | BatchOutOfMemory | WorkerReady | WorkerLost | WorkerDraining
+    | LoadReport | Drain | Tick
+)

@@ -1,0 +1,151 @@
+"""The messages that cross the process line: small, frozen, named. Pixels never travel in them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from core.errors import ErrorInfo
+from core.model import ModelSpec
+from core.request import ImagePart, OutputFormat, Span
+
+# --- master -> worker ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Boot:
+    """How an incarnation starts. `visible` is its CUDA_VISIBLE_DEVICES ("" for a CPU worker), `threads` torch's
+    intra-op threads, `codec_threads` the decode/encode threads beside the device loop, `root` the outputs folder."""
+
+    worker: str
+    incarnation: int
+    device: str  # "cuda:0" (inside the child always the first visible one) or "cpu"
+    visible: str
+    threads: int
+    codec_threads: int
+    cpus: tuple[int, ...]  # affinity; empty: leave as it is
+    specs: tuple[ModelSpec, ...]
+    root: str
+    arena_bytes: int
+    warm_up: bool = True
+    log_level: str = "info"
+
+
+@dataclass(frozen=True, slots=True)
+class RunItem:
+    """One job of a batch. `output` is where the encoded result goes; `images` name file or span, never bytes."""
+
+    job: str
+    images: tuple[ImagePart, ...]
+    params: Mapping[str, Any]
+    format: OutputFormat
+    output: Span
+
+
+@dataclass(frozen=True, slots=True)
+class RunBatch:
+    batch: int
+    model: str
+    items: tuple[RunItem, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """The job of that batch is no longer wanted; leave it out where that is still possible."""
+
+    batch: int
+    job: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """Answered by the loop that runs batches, when it is idle."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Finish what you hold, then exit."""
+
+
+# --- worker -> master ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Boot progress: what is being done (load, warm-up) and how far, 0-1."""
+
+    what: str
+    fraction: float
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """Loaded and warmed up. `facts`: device name, memory, versions, seconds to load."""
+
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class BootFailed:
+    """Cannot start; `error` says what to do about it. The process exits by itself."""
+
+    error: ErrorInfo
+
+
+@dataclass(frozen=True, slots=True)
+class JobProgress:
+    job: str
+    fraction: float
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """What became of one item: `size` > 0 bytes lie in its output span, or `error` is set."""
+
+    job: str
+    size: int = 0
+    format: str = ""
+    width: int = 0
+    height: int = 0
+    timings: Mapping[str, float] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    error: ErrorInfo | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ItemsDone:
+    """Items of one batch that are finished (in any order, in as many messages as it takes)."""
+
+    batch: int
+    items: tuple[Finished, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BatchDone:
+    """Every item of the batch has been answered; `seconds` it spent in the device loop."""
+
+    batch: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class BatchDidNotFit:
+    """Out of device memory; nothing of the batch was answered."""
+
+    batch: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pong:
+    number: int
+    rss: int
+    memory_used: int | None = None   # torch's view of its device, bytes
+    memory_peak: int | None = None
+
+
+ToWorker = RunBatch | Drop | Ping | Stop
+FromWorker = Progress | Ready | BootFailed | JobProgress | ItemsDone | BatchDone | BatchDidNotFit | Pong
