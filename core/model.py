@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +17,7 @@ from core.ticket import Group
 
 ParamType = Literal["int", "float", "bool", "string", "recipe"]
 PARAM_TYPES: Mapping[str, type] = {"int": int, "float": float, "bool": bool, "string": str, "recipe": str}
+TRUE, FALSE = frozenset({"true", "1", "yes", "on"}), frozenset({"false", "0", "no", "off"})
 REFERENCE_PIXELS = 512 * 512
 MAX_TEXT = 8_192
 
@@ -43,7 +44,7 @@ class Param:
         value = self._convert(value)
         if self.choices and value not in self.choices:
             raise self._refuse(f"must be one of {', '.join(map(str, self.choices))}")
-        if self.min is not None and value < self.min or self.max is not None and value > self.max:
+        if (self.min is not None and value < self.min) or (self.max is not None and value > self.max):
             raise self._refuse(f"must be {self.range_text()}")
         if self.type == "recipe":
             read_recipe(value)
@@ -59,11 +60,10 @@ class Param:
         if self.type in ("string", "recipe"):
             return self._text(value)
         if self.type == "bool":
-            known = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
             word = str(value).strip().lower()
-            if word not in known:
+            if word not in TRUE | FALSE:
                 raise self._refuse("must be true or false")
-            return known[word]
+            return word in TRUE
         if isinstance(value, bool) or not isinstance(value, (int, float, str)) or len(str(value)) > 64:
             raise self._refuse(f"must be {'a whole number' if self.type == 'int' else 'a number'}")
         try:
@@ -123,7 +123,8 @@ class ModelSpec:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def check_params(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """All parameters of the model, defaults filled in. Raises `InvalidParameter` for an unknown, missing or bad one."""
+        """All parameters of the model, defaults filled in. Raises `InvalidParameter` for one that is unknown, missing or
+        bad."""
         for name in given:
             if name not in self.params:
                 near = difflib.get_close_matches(name, self.params, n=1)
@@ -216,7 +217,7 @@ class Catalogue:
     def __contains__(self, name: object) -> bool:
         return name in self._specs
 
-    def __iter__(self):  # type: ignore[no-untyped-def]
+    def __iter__(self) -> Iterator[ModelSpec]:
         return iter(self._specs.values())
 
     def __len__(self) -> int:

@@ -1,101 +1,517 @@
-"""SKELETON: the signatures the dialects are written against; the body is being written."""
+"""The one place that knows scheduler, pool and store. A request goes down through it once, its result comes up once.
+
+The scheduler decides (`tell` is the only place that talks to it), this class performs: it moves jobs from state to
+state, hands batches to the pool, gives memory back, and lets those hear who wait. All of it happens on one event loop.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+import asyncio
+import time
+import uuid
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-from core.job import Job
-from core.model import Catalogue
-from core.request import ImagePart, ImageRequest
+import structlog
+
+from core.errors import (
+    Draining,
+    ErrorInfo,
+    JobNotFinished,
+    NoDevice,
+    Overloaded,
+    ResultGone,
+    StorageFull,
+    UnknownModel,
+    WorkerLost,
+    from_info,
+)
+from core.job import Job, Result
+from core.model import Catalogue, ModelSpec
+from core.request import ImageRequest, Span
+from core.settings import Settings
 from core.states import State
+from core.ticket import Ticket
+from engine import snapshot, watch
+from engine.feed import JobEvent, past_events
+from engine.flights import Flights, Key
+from engine.keeper import Keeper, resumed
+from engine.live import Live, timings
+from engine.metrics import Metrics, resolution_class
+from engine.permit import Permit, images_into_arena
+from engine.register import Register
+from scheduler.admission import Admission, Grant
+from scheduler.commands import Command, Dispatch, Finish, Requeue, Restart, Revoke
+from scheduler.events import (
+    BatchEnded,
+    BatchOutOfMemory,
+    Cancelled,
+    Drain,
+    Event,
+    ItemEnded,
+    Submitted,
+    Tick,
+    WorkerReady,
+)
+from scheduler.events import WorkerLost as WorkerLostEvent
+from scheduler.scheduler import Scheduler
+from workers.arena import Arena
+from workers.contract import PoolEvent, Said, WorkerDown, WorkerPool, WorkerUp
+from workers.messages import BatchDidNotFit, BatchDone, Drop, Finished, ItemsDone, JobProgress
+from workers.monitor import Monitor, Reading
 
+log = structlog.get_logger("engine")
 
-class Permit:
-    """Room in the bounded queue (jobs and bytes), given by `Engine.admit` before the body is read. `submit` takes it
-    over; if it is never used, leaving the `with` block gives it back."""
-
-    def __enter__(self) -> "Permit": ...
-    def __exit__(self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None) -> None: ...
-    def release(self) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class JobEvent:
-    """One line of a job's event stream. `number` rises by one per job (SSE id). `kind`: state | position | progress."""
-
-    number: int
-    kind: str
-    data: dict[str, Any]
+MEDIA_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp", "avif": "image/avif"}
 
 
 @dataclass(frozen=True, slots=True)
 class ResultBody:
-    """An encoded result: bytes in memory (ephemeral) or a file, and what it is."""
+    """An encoded result: bytes in memory (ephemeral jobs) or a file, and what it is."""
 
-    data: bytes | memoryview | Path
-    media_type: str  # image/png ...
+    data: bytes | Path
+    media_type: str
     format: str
     size: int
 
 
 class Engine:
-    catalogue: Catalogue
-    settings: Any  # core.settings.Settings
+    def __init__(
+        self,
+        settings: Settings,
+        catalogue: Catalogue,
+        scheduler: Scheduler,
+        admission: Admission,
+        pool: WorkerPool,
+        arena: Arena,
+        keeper: Keeper,
+        metrics: Metrics,
+        monitor: Monitor | None = None,
+    ) -> None:
+        self.settings, self.catalogue, self.metrics = settings, catalogue, metrics
+        self.scheduler, self.admission, self.pool, self.arena = scheduler, admission, pool, arena
+        self.readings: dict[str, Reading] = {}
+        self.started_at = time.time()
+        self.draining = False
+        self._hurried = False
+        self.register = Register(keeper.jobs)
+        self.flights = Flights(arena)
+        self.watched: Counter[str] = Counter()  # jobs by open event streams
+        self._keeper, self._monitor = keeper, monitor
+        self._events: deque[Event] = deque()
+        self._telling = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at: float | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self.up: set[str] = set()
+
+    def __repr__(self) -> str:
+        return f"<Engine {len(self.register.live)} jobs, {len(self.flights)} batches at workers, {self.scheduler!r}>"
+
+    # --- life -------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Take up the jobs of a former life and begin to start workers; returns before any worker is ready."""
+        self._loop = asyncio.get_running_loop()
+        await self.register.load()
+        recovered = await self._keeper.recover()
+        for job in recovered:
+            self._resume(job)
+        if recovered:
+            log.info("jobs of the former run taken up", count=len(recovered))
+        await self.pool.start(self._on_pool)
+        self._background(watch.old_jobs(self))
+        self._background(watch.positions(self))
+        if self._monitor:
+            self._background(watch.devices(self, self._monitor))
+
+    async def stop(self, grace: float | None = None) -> None:
+        """Take no new jobs, let running batches finish, keep queued durable jobs for the next start, stop workers."""
+        grace = self.settings.shutdown_grace if grace is None else grace
+        self.drain()
+        deadline = self._loop.time() + grace
+        while self.flights and self._loop.time() < deadline and not self._hurried:
+            await asyncio.sleep(0.05)  # noqa: ASYNC110  (a poll is enough on the way out)
+        for live in list(self.register.live.values()):  # what still runs is interrupted; ephemeral clients hear of it
+            if not live.job.request.durable:
+                self._conclude_ephemeral(live, State.FAILED, error=WorkerLost("the server was stopped").info())
+        await self.pool.stop(0.0 if self._hurried else max(0.0, deadline - self._loop.time()) + 1.0)
+        storing = [live.done for live in self.register.live.values() if live.concluding]
+        if storing:
+            await asyncio.wait(storing, timeout=max(1.0, deadline - self._loop.time()))
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._timer:
+            self._timer.cancel()
+        await self._keeper.close()
+        self.arena.close()
+
+    def drain(self) -> None:
+        """Dispatch nothing more and admit nothing more. Queued ephemeral jobs fail at once: their clients can go on."""
+        if self.draining:
+            return
+        self.draining = True
+        self.tell(Drain())
+        error = Draining("the server is shutting down; send the request again, to another server or in a minute").info()
+        for live in list(self.register.live.values()):
+            if not live.job.request.durable and live.job.state is State.QUEUED:
+                live.job.error = error
+                self.tell(Cancelled(live.job.id))
+
+    def hurry(self) -> None:
+        """Asked twice to stop: do not wait for what runs. Durable jobs run again at the next start."""
+        self._hurried = True
+
+    # --- what dialects ask ------------------------------------------------------------------------------------------
 
     def admit(self, size: int, tenant: str = "anonymous", jobs: int = 1) -> Permit:
-        """Raises Overloaded, Draining, NoDevice (none can ever serve: all given up) or StorageFull."""
-        raise InterruptedError
+        """Room for `jobs` jobs of `size` bytes together. Raises Overloaded, Draining, NoDevice or StorageFull."""
+        if self.draining:
+            raise Draining("the server is shutting down and takes no new jobs", retry_after=10.0)
+        if not self.up and all(view.state in ("given_up", "stopped") for view in self.pool.view()):
+            raise NoDevice("no device can serve: every worker has been given up; see /system/status for the reasons",
+                           retry_after=60.0)
+        try:
+            return Permit(self.admission.admit(size, jobs=jobs, tenant=tenant), self.arena, size)
+        except Overloaded:
+            self.metrics.refused("overloaded")
+            raise
 
     async def submit(self, request: ImageRequest, permit: Permit | None = None) -> Job:
-        """Accept a request. Durable ones are on disk when this returns. With `idempotency_key` an equal earlier
-        request's job is returned; raises IdempotencyMismatch / IdempotencyInFlight, and all that `admit` raises."""
-        raise InterruptedError
+        """Accept a durable request: on return it is on disk. With an `idempotency_key` an equal earlier request's job
+        comes back. Raises what `admit` raises and the idempotency errors."""
+        spec = self.catalogue[request.model]
+        self._keeper.check_room()
+        with permit or self.admit(sum(image.size for image in request.images), request.tenant) as permit:
+            try:
+                if request.idempotency_key and (duplicate := await self._keeper.find_duplicate(request)):
+                    return self.register.current(duplicate)
+                job = await self._keeper.accept(self._new_job(request))
+                if self.draining:  # accepted on disk while the doors closed: the next start runs it
+                    return job
+                self._admit_live(job, spec, permit.hand_over()[0])
+                return job
+            except StorageFull:
+                self.metrics.refused("storage_full")
+                raise
+            finally:
+                self._keeper.key_settled(request)
+
+    async def run(self, request: ImageRequest, permit: Permit | None = None) -> tuple[Job, ResultBody]:
+        """Run a request that lives as long as its client waits: submit, wait, result. Cancelling this coroutine cancels
+        the job at once. Raises the job's own error when it failed."""
+        spec = self.catalogue[request.model]
+        with permit or self.admit(sum(image.size for image in request.images), request.tenant) as permit:
+            parts, spans = images_into_arena(self.arena, request.images)
+            job = self._new_job(replace(request, images=parts, durable=False) if spans or request.durable else request)
+            grant, span = permit.hand_over()
+        live = self._admit_live(job, spec, grant, [*spans, *([span] if span else [])])
+        try:
+            await asyncio.shield(live.done)
+        except asyncio.CancelledError:
+            self.tell(Cancelled(job.id))
+            raise
+        if job.error is not None:
+            raise from_info(job.error)
+        assert live.result is not None and job.result is not None
+        kind = job.result.format
+        return job, ResultBody(live.result, MEDIA_TYPES.get(kind, "application/octet-stream"), kind, len(live.result))
 
     async def wait(self, job_id: str, timeout: float | None = None) -> Job:
-        """Until the job ended or the time is over; the job as it is then."""
-        raise InterruptedError
-
-    async def run(self, request: ImageRequest, permit: Permit | None = None) -> tuple[Job, ResultBody | None]:
-        """Ephemeral: submit, wait, give the result. Cancelling this coroutine cancels the job at once."""
-        raise InterruptedError
+        """Until the job has ended or the time is over; the job as it is then. Raises JobNotFound."""
+        live = self.register.live.get(job_id)
+        if live is None:
+            return await self.job(job_id)
+        await asyncio.wait([live.done], timeout=timeout)
+        return live.job
 
     async def job(self, job_id: str, tenant: str | None = None) -> Job:
-        """From memory or the store. Raises JobNotFound, also for another tenant's job (tenant None: sees all)."""
-        raise InterruptedError
+        """A job from memory or the store. Raises JobNotFound, also for another tenant's (`tenant` None sees all)."""
+        return await self.register.find(job_id, tenant)
 
-    async def jobs(self, tenant: str | None, *, state: State | None = None, model: str | None = None,
-                   limit: int = 50, before: str | None = None) -> list[Job]:
-        """Newest first; `before` is the id of the last job of the page before."""
-        raise InterruptedError
+    async def jobs(
+        self, tenant: str | None, *, state: State | None = None, model: str | None = None, limit: int = 50,
+        before: str | None = None,
+    ) -> list[Job]:
+        """Durable jobs, newest first; `before` is the id of the last job of the page before."""
+        return await self.register.page(tenant, state, model, limit, before)
 
     async def cancel(self, job_id: str, tenant: str | None = None) -> Job:
-        """In any state; a second time, or after the end, it changes nothing."""
-        raise InterruptedError
+        """In any state; a second time, or after the end, it changes nothing. The job as it is after that."""
+        job = await self.job(job_id, tenant)
+        live = self.register.live.get(job_id)
+        if live is not None:
+            self.tell(Cancelled(job_id))
+            if live.concluding:
+                await asyncio.shield(live.done)
+        return job
 
     async def result(self, job_id: str, tenant: str | None = None) -> ResultBody:
-        """Raises JobNotFound, JobNotFinished (details: state), the job's own error when it failed, ResultGone."""
-        raise InterruptedError
+        """The encoded result. Raises JobNotFound, JobNotFinished, the job's own error, or ResultGone."""
+        job = await self.job(job_id, tenant)
+        if not job.state.ended:
+            raise JobNotFinished(f"the job is {job.state.value}; its result comes when it has succeeded",
+                                 state=job.state.value, progress=job.progress)
+        if job.result is None:
+            raise from_info(job.error or ErrorInfo("internal_error", "the job has no result"))
+        assert isinstance(job.result.data, str)
+        path = await asyncio.to_thread(self._keeper.result_path, job.result.data)
+        if path is None:
+            raise ResultGone("the job succeeded, but its result has been removed; submit it again")
+        kind = job.result.format
+        return ResultBody(path, MEDIA_TYPES[kind], kind, job.result.size)
 
-    def events(self, job_id: str, tenant: str | None = None, after: int = 0) -> AsyncIterator[JobEvent]:
-        """Events numbered > after: those kept, then live ones; ends after the job's final state event."""
-        raise InterruptedError
+    async def events(self, job_id: str, tenant: str | None = None, after: int = 0) -> AsyncIterator[JobEvent]:
+        """Events numbered above `after`: past ones, then live ones; ends after the job's final state."""
+        job = await self.job(job_id, tenant)
+        live = self.register.live.get(job_id)
+        if live is None:
+            for event in past_events(job):
+                if event.number > after:
+                    yield event
+            return
+        self.watched[job_id] += 1
+        try:
+            async for event in live.event_feed().read(after):
+                yield event
+        finally:
+            self.watched[job_id] -= 1
+            self.watched += Counter()  # drops what nobody watches
 
     def position(self, job_id: str) -> int | None:
         """How many jobs will probably be handed out before it, plus one; None when it does not wait."""
-        raise InterruptedError
+        return self.scheduler.position(job_id)
 
     def snapshot(self) -> dict[str, Any]:
-        """All that /system/status tells, as plain data:
-        {"uptime", "ready": bool, "reason": str|None, "draining": bool,
-         "workers": [{"worker": "cpu:0", "index": 0, "device": "...", "name", "state": "starting|ready|busy|restarting|
-            given_up|draining|stopped", "detail": str, "pid", "alive": bool, "incarnation", "restarts",
-            "memory_total", "memory_used", "utilisation", "temperature", "power", "rss", "cpu_percent",
-            "current_batch": {"id","model","group","size","seconds"}|None, "batches", "images", "mean_batch", "pace"}],
-         "queue": {"queued", "running", "by_priority": {"0":n,..}, "by_group": {str: n}, "bytes", "limit_jobs",
-            "limit_bytes"},
-         "jobs": {"total","succeeded","failed","cancelled","expired","queued","running"}}"""
-        raise InterruptedError
+        """All that /system/status tells, as plain data."""
+        return snapshot.take(self)
+
+    # --- down: a job is born and waits ------------------------------------------------------------------------------
+
+    def _new_job(self, request: ImageRequest) -> Job:
+        return Job(str(uuid.uuid4()), request, time.time(), self.register.number())
+
+    def _admit_live(
+        self, job: Job, spec: ModelSpec, grant: Grant, spans: Sequence[Span] = (), front: bool = False
+    ) -> Live:
+        request, now = job.request, self._loop.time()
+        left = None if request.deadline is None else request.deadline - (time.time() - job.created_at)
+        image = request.images[0]
+        ticket = Ticket(
+            id=job.id, group=spec.group(image, request.params, self.settings.resolution_caps),
+            cost=spec.cost(image, request.params), priority=request.priority, tenant=request.tenant,
+            deadline=None if left is None else now + left,
+            size=sum(part.size for part in request.images), timeout=spec.timeout,
+        )
+        live = Live(job, spec, ticket, grant, self._loop.create_future(), list(spans))
+        self.register.add(live)
+        self.metrics.job_created(job)
+        self.tell(Submitted(ticket, front))
+        return live
+
+    def _resume(self, job: Job) -> None:
+        front = resumed(job, time.time())
+        grant = self.admission.force(sum(image.size for image in job.request.images), tenant=job.request.tenant)
+        try:
+            spec = self.catalogue[job.request.model]
+        except UnknownModel as fault:
+            spec = ModelSpec(job.request.model, "", "")
+            live = Live(job, spec, Ticket(job.id, spec.group(job.request.images[0], {}, ())), grant,
+                        self._loop.create_future())
+            self.register.add(live)
+            self._conclude(live, State.FAILED, error=fault.info())
+            return
+        self._admit_live(job, spec, grant, front=front)
+
+    # --- the scheduler decides, this performs -----------------------------------------------------------------------
+
+    def tell(self, event: Event) -> None:
+        """Tell the scheduler and perform what it wants. Events that arise meanwhile wait their turn."""
+        self._events.append(event)
+        if self._telling:
+            return
+        self._telling = True
+        try:
+            while self._events:
+                for command in self.scheduler.handle(self._events.popleft(), self._loop.time()):
+                    self._perform(command)
+        finally:
+            self._telling = False
+        self._set_timer()
+
+    def _set_timer(self) -> None:
+        at = self.scheduler.next_deadline()
+        if at == self._timer_at:
+            return
+        if self._timer:
+            self._timer.cancel()
+        self._timer_at = at
+        self._timer = self._loop.call_at(at, self._tick) if at is not None else None
+
+    def _tick(self) -> None:
+        self._timer = self._timer_at = None
+        self.tell(Tick())
+
+    def _perform(self, command: Command) -> None:
+        match command:
+            case Dispatch():
+                self._dispatch(command)
+            case Finish(job, state, error):
+                live = self.register.live[job]
+                self._conclude(live, state, error=live.job.error or error)
+            case Requeue(job, why):
+                self.register.move(self.register.live[job], State.QUEUED, why=why)
+            case Revoke(worker, incarnation, batch, job):
+                self.pool.send(worker, incarnation, Drop(batch, job))
+            case Restart(worker, incarnation, why):
+                self.pool.kill(worker, incarnation, why)
+
+    def _dispatch(self, order: Dispatch) -> None:
+        lives = [self.register.live[ticket.id] for ticket in order.tickets]
+        for live in lives:
+            self.register.move(live, State.RUNNING, device=order.worker)
+        try:
+            batch = self.flights.take_off(order, lives, self._loop.time())
+        except StorageFull as fault:
+            for live in lives:  # as if the worker had answered so
+                self._events.append(ItemEnded(order.worker, order.incarnation, order.batch, live.job.id, fault.info()))
+                self._conclude(live, State.FAILED, error=fault.info())
+            self._events.append(BatchEnded(order.worker, order.incarnation, order.batch, 0.0))
+            return
+        group = order.tickets[0].group
+        self.metrics.batch_dispatched(batch.model, resolution_class(group.height * group.width), len(lives))
+        self.pool.send(order.worker, order.incarnation, batch)
+
+    # --- up: what workers say ---------------------------------------------------------------------------------------
+
+    def _on_pool(self, event: PoolEvent) -> None:
+        match event:
+            case Said(worker, incarnation, message):
+                match message:
+                    case ItemsDone(batch, items):
+                        for finished in items:
+                            self._item_done((worker, incarnation, batch), finished)
+                    case BatchDone(batch, seconds):
+                        self.flights.land((worker, incarnation, batch))
+                        self.tell(BatchEnded(worker, incarnation, batch, seconds))
+                    case BatchDidNotFit(batch, text):
+                        self.flights.land((worker, incarnation, batch))
+                        self.tell(BatchOutOfMemory(worker, incarnation, batch, text))
+                    case JobProgress(job, fraction):
+                        self._progress(job, fraction)
+            case WorkerUp(worker, incarnation):
+                self.up.add(worker)
+                self.tell(WorkerReady(worker, incarnation))
+            case WorkerDown(worker, incarnation, cause, kind):
+                self.up.discard(worker)
+                self.flights.crash(worker, incarnation)
+                if kind != "stopped":
+                    self.metrics.restart(worker, kind)
+                self.tell(WorkerLostEvent(worker, incarnation, cause, "none" if kind == "stopped" else "running"))
+
+    def _item_done(self, key: Key, finished: Finished) -> None:
+        answered = self.flights.answered(key, finished.job)
+        if answered is None:
+            return
+        live, span = answered
+        self.tell(ItemEnded(*key, finished.job, finished.error))
+        if live.concluding or finished.error is not None:
+            self.arena.give(span)
+            if finished.error is not None:
+                self._conclude(live, State.FAILED, error=finished.error)
+        else:
+            self._succeed(live, key[0], span, finished)
+
+    def _progress(self, job: str, fraction: float) -> None:
+        live = self.register.live.get(job)
+        if live is None or live.job.state is not State.RUNNING:
+            return
+        live.job.progress = max(live.job.progress, fraction)
+        if live.feed:
+            live.feed.add("progress", {"progress": round(live.job.progress, 4)}, time.time())
+
+    # --- a job ends, once -------------------------------------------------------------------------------------------
+
+    def _succeed(self, live: Live, worker: str, span: Span, finished: Finished) -> None:
+        result = Result(
+            span, finished.size, finished.format, finished.width, finished.height, worker, live.batch_size,
+            timings(finished.timings), finished.facts,
+        )
+        data = self.arena.view(Span(span.offset, finished.size, span.capacity))
+        if live.job.request.durable:
+            live.concluding = True
+            self._background(self._store_success(live, result, span, data))
+        else:
+            live.result = bytes(data)
+            self.arena.give(span)
+            self._conclude_ephemeral(live, State.SUCCEEDED, result=result)
+
+    async def _store_success(self, live: Live, result: Result, span: Span, data: memoryview) -> None:
+        try:
+            name = await self._keeper.store_result(live.job.id, result.format, data)
+        finally:
+            data.release()
+            self.arena.give(span)
+        await self._store_end(live, State.SUCCEEDED, replace(result, data=name), None)
+
+    def _conclude(self, live: Live, state: State, *, error: ErrorInfo) -> None:
+        """End a job without a result."""
+        if live.concluding or live.job.state.ended:
+            return
+        if not live.job.request.durable:
+            self._conclude_ephemeral(live, state, error=error)
+            return
+        live.concluding = True
+        self._background(self._store_end(live, state, None, error))
+
+    async def _store_end(self, live: Live, state: State, result: Result | None, error: ErrorInfo | None) -> None:
+        """Write the end, then let it be seen: whoever hears of it will find it after a crash, too."""
+        job = live.job
+        ended = replace(job, history=list(job.history), result=result, error=error)
+        ended.move(state, time.time(), device=job.device, why=error.message if error else None)
+        await self._keeper.save(ended)
+        job.result, job.error = result, error
+        self._ended(live, state)
+
+    def _conclude_ephemeral(
+        self, live: Live, state: State, *, result: Result | None = None, error: ErrorInfo | None = None
+    ) -> None:
+        if live.job.state.ended:
+            return
+        live.concluding = True
+        live.job.result, live.job.error = result, error
+        self._ended(live, state)
+
+    def _ended(self, live: Live, state: State) -> None:
+        """The end is decided (a durable job's: on disk); let it be seen and give everything back."""
+        job = live.job
+        self.register.move(live, state, device=job.device, why=job.error.message if job.error else None)
+        live.grant.release()
+        self.flights.ended(live)
+        self.metrics.job_ended(job)
+
+    # --- in the background ------------------------------------------------------------------------------------------
+
+    async def forget_old(self) -> None:
+        """Remove ended jobs that retention does not keep."""
+        for id_ in await self._keeper.forget_old(time.time()):
+            self.register.forget(id_)
+
+    def render_metrics(self) -> bytes:
+        """The page for Prometheus, with the gauges of this moment."""
+        self.metrics.devices(self.snapshot())
+        return self.metrics.render()[0]
+
+    def _background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._task_ended)
+
+    def _task_ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (fault := task.exception()):
+            log.error("a background task failed", exc_info=fault)

@@ -1,0 +1,67 @@
+"""Runs the application until it is told to stop: first signal, finish what runs; second signal, go now."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from api.app import create_app
+from api.protocol import uvicorn_config
+from core.errors import ImagePoolError
+from core.settings import Settings
+from engine import logs
+from engine.build import build
+from engine.engine import Engine
+from engine.startup import show_startup
+
+
+def serve(settings: Settings) -> int:
+    """Serve until stopped. 0, or 2 when the server cannot start (with one sentence on stderr)."""
+    logs.set_up(settings.log_level, settings.log_format)
+    try:
+        engine = build(settings)
+        app = create_app(engine, settings, lifespan=lambda _: life(engine))
+    except (ValueError, ImagePoolError) as fault:
+        print(f"imagepool: {fault}", file=sys.stderr)
+        return 2
+    server = Server(uvicorn_config(settings, app), engine)
+    server.run()
+    return 0 if server.started else 2
+
+
+@asynccontextmanager
+async def life(engine: Engine) -> AsyncIterator[None]:
+    """The engine lives as long as the application. The server answers as soon as this has yielded; workers start
+    meanwhile."""
+    await engine.start()
+    gc.collect()
+    gc.freeze()  # what has been loaded stays: later collections need not look at it
+    display = asyncio.create_task(show_startup(engine.pool))
+    try:
+        yield
+    finally:
+        display.cancel()
+        await engine.stop()
+
+
+class Server(uvicorn.Server):
+    """uvicorn, with our word about signals: the first lets running batches finish and sends waiting clients away, the
+    second ends at once. Durable jobs that wait are kept for the next start either way."""
+
+    def __init__(self, config: uvicorn.Config, engine: Engine) -> None:
+        super().__init__(config)
+        self._engine = engine
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if not self.should_exit:
+            asyncio.get_event_loop().call_soon_threadsafe(self._engine.drain)
+        else:
+            asyncio.get_event_loop().call_soon_threadsafe(self._engine.hurry)
+        super().handle_exit(sig, frame)

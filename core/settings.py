@@ -1,0 +1,193 @@
+"""Every setting of the server: its type, default, range and a sentence about it. Read once, at the edge, frozen.
+
+The sources, lowest to highest: the defaults here, a TOML file (`--config`), the environment (`IMAGEPOOL_PORT`, ...),
+flags (`--port`, ...). A name or a value that cannot be read stops the start with one sentence.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from core import flags
+from core.units import Caps, Count, Duration, Form, Size, Words, read_size, show_size
+
+PREFIX = "IMAGEPOOL_"
+MIB, GIB, DAY = 1 << 20, 1 << 30, 86_400.0
+
+
+class Tier(BaseModel):
+    """What one kind of client may ask for. None: unlimited. In one word: minute/hour/day/file, "5/20/50/2MiB"."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    per_minute: Count | None = Field(default=None, ge=1)
+    per_hour: Count | None = Field(default=None, ge=1)
+    per_day: Count | None = Field(default=None, ge=1)
+    max_file: Annotated[int | None, BeforeValidator(lambda size: None if size is None else read_size(size))] = None
+
+    def __str__(self) -> str:
+        size = None if self.max_file is None else show_size(self.max_file)
+        parts = (self.per_minute, self.per_hour, self.per_day, size)
+        return "/".join("-" if part is None else str(part) for part in parts)
+
+
+TIERS: Mapping[str, Tier] = {
+    "anonymous": Tier(per_minute=5, per_hour=20, per_day=50, max_file=2 * MIB),
+    "free": Tier(per_minute=10, per_hour=100, per_day=500, max_file=5 * MIB),
+    "pro": Tier(per_minute=60, per_hour=1_000, per_day=10_000, max_file=25 * MIB),
+    "enterprise": Tier(per_minute=300, per_hour=10_000, per_day=100_000, max_file=100 * MIB),
+}
+
+
+def _read_tiers(value: Any) -> Any:
+    if isinstance(value, str):
+        value = dict(word.partition("=")[::2] for word in value.replace(",", " ").split())
+    return {name: _read_tier(tier) for name, tier in value.items()} if isinstance(value, Mapping) else value
+
+
+def _read_tier(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    parts = [None if part in ("", "-") else part for part in value.split("/")]
+    if len(parts) != 4:
+        raise ValueError("should be name=minute/hour/day/file such as free=10/100/500/5MiB ('-' for no limit)")
+    return dict(zip(("per_minute", "per_hour", "per_day", "max_file"), parts, strict=True))
+
+
+def _show_tiers(tiers: Mapping[str, Tier]) -> str:
+    return ",".join(f"{name}={tier}" for name, tier in tiers.items())
+
+
+Tiers = Annotated[dict[str, Tier], BeforeValidator(_read_tiers), Form("NAME=M/H/D/FILE,..", _show_tiers)]
+
+
+def setting(group: str, default: Any, about: str, **limits: Any) -> Any:
+    """A field with the group it is listed under and its sentence."""
+    return Field(default, description=about, json_schema_extra={"group": group}, validate_default=True, **limits)
+
+
+class Settings(BaseSettings):
+    """The settings of one server. Sizes are bytes, durations seconds, whatever way they were written."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="forbid", env_prefix=PREFIX, env_ignore_empty=True, enable_decoding=False, title="ImagePool"
+    )
+
+    # fmt: off
+    host: str = setting("Network", "0.0.0.0", "Address to listen on.", min_length=1)
+    port: Count = setting("Network", 8000, "TCP port to listen on (0: any free one).", ge=0, le=65_535)
+    config: Path | None = setting("Network", None, "TOML file with settings; environment and flags go over it.")
+    dialects: Words = setting("Network", (), "Serve only these APIs (none named: all).")
+    docs: bool = setting("Network", True, "Serve the interactive API description at /docs.")
+    cors_origins: Words = setting("Network", (), "Web origins that browsers may call from (none named: only our own).")
+    max_body: Size = setting("Network", 64 * MIB, "Largest request body.", ge=1024)
+    max_pixels: Count = setting("Network", 25_000_000, "Most pixels of an input image, read from its header.", ge=1)
+    header_timeout: Duration = setting("Network", 10.0, "How long a client may take to send its headers.", gt=0)
+    body_timeout: Duration = setting("Network", 30.0, "Longest silence while a client sends its body.", gt=0)
+    request_timeout: Duration = setting("Network", 600.0, "Longest that one request waits for its image.", gt=0)
+    keys_file: Path | None = setting("Network", None, "TOML file of API keys; without one the server is open to all.")
+    tiers: Tiers = setting(
+        "Network", {}, "Limits by tier, over the presets; without a keys file the anonymous tier has none.")
+
+    devices: str = setting("Devices", "auto", "auto, cuda, cuda:0,cuda:2, cpu, cpu:4 (four workers) or a mixture.")
+    threads: Count = setting("Devices", 0, "Compute threads of each CPU worker (0: share the cores).", ge=0, le=1024)
+    codec_threads: Count = setting("Devices", 2, "Threads of each worker that decode and encode images.", ge=1, le=64)
+    warm_up: bool = setting("Devices", True, "Run each model once before its worker says it is ready.")
+    arena_bytes: Size = setting("Devices", 16 * GIB, "Address space of the shared image memory, taken as used.", ge=MIB)
+
+    models: Words = setting("Models", (), "Serve only these models (none named: all).")
+    models_folder: Path | None = setting("Models", None, "Folder of further model files; they go over built-in ones.")
+    resolution_caps: Caps = setting(
+        "Models", ((512, 16), (1024, 8), (2048, 2)), "Most images of a batch, by the side of a square; beyond: one.")
+
+    max_queue_delay: Duration = setting("Queue", 0.05, "Longest wait for a fuller batch.", ge=0)
+    queue_jobs: Count = setting("Queue", 10_000, "Most jobs that may be in the server, waiting or running.", ge=1)
+    queue_bytes: Size = setting("Queue", 2 * GIB, "Most bytes of images that those jobs may hold.", ge=MIB)
+    tenant_share: float = setting("Queue", 1.0, "Largest part of the queue that one tenant may fill.", gt=0, le=1)
+
+    boot_timeout: Duration = setting("Workers", 600.0, "How long a worker may take to load and warm up.", gt=0)
+    hang_floor: Duration = setting("Workers", 30.0, "A batch never counts as hung before it ran this long.", gt=0)
+    ping_interval: Duration = setting("Workers", 2.0, "How often an idle worker is asked for a sign of life.", gt=0)
+    restart_backoff: Duration = setting("Workers", 0.5, "Pause before the first restart of a worker; it doubles.", gt=0)
+    restart_backoff_max: Duration = setting("Workers", 30.0, "Longest pause before a restart.", gt=0)
+    give_up_after: Count = setting("Workers", 5, "Boot failures in a row after which a device is given up.", ge=1)
+    shutdown_grace: Duration = setting("Workers", 30.0, "How long running batches may finish at shutdown.", ge=0)
+
+    outputs: Path = setting("Storage", Path("outputs"), "Folder of the job database, inputs and results.")
+    retention_age: Duration = setting("Storage", 7 * DAY, "Ended jobs and their images are removed after this.", gt=0)
+    retention_bytes: Size = setting("Storage", 20 * GIB, "Oldest results are removed beyond this total.", ge=0)
+    min_free_disk: Size = setting("Storage", 512 * MIB, "No new job is taken with less room left on the disk.", ge=0)
+
+    log_level: Literal["debug", "info", "warning", "error"] = setting("Log", "info", "Least severe line to write.")
+    log_format: Literal["console", "json"] = setting("Log", "console", "For people, or one JSON object a line.")
+    # fmt: on
+
+    @classmethod
+    def load(cls, argv: Sequence[str]) -> Settings:
+        """The settings from all sources. Prints one sentence and exits with 2 when one cannot be read; `--help` prints
+        and exits with 0."""
+        try:
+            return cls.read(argv)
+        except flags.BadSetting as fault:
+            print(f"imagepool: {fault}", file=sys.stderr)
+            raise SystemExit(2) from None
+
+    @classmethod
+    def read(cls, argv: Sequence[str]) -> Settings:
+        """As `load`, but raises `BadSetting`."""
+        given = flags.read(cls, argv, PREFIX)
+        flags.check_environment(cls, os.environ, PREFIX)
+        try:
+            return cls(**given)
+        except ValidationError as fault:
+            raise flags.BadSetting(flags.explain(cls, fault, given, os.environ, PREFIX)) from None
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        assert isinstance(init_settings, InitSettingsSource) and isinstance(env_settings, EnvSettingsSource)
+        found = env_settings.env_vars.items()
+        env_settings.env_vars = variables = {name: text for name, text in found if not flags.service_link(name, text)}
+        file = init_settings.init_kwargs.get("config") or variables.get(f"{PREFIX}config".lower())
+        return init_settings, env_settings, InitSettingsSource(settings_cls, _read_file(file) if file else {})
+
+    @field_validator("tiers")
+    @classmethod
+    def _complete_tiers(cls, given: dict[str, Tier], info: ValidationInfo) -> dict[str, Tier]:
+        """Tiers not named keep their presets; with no keys to tell clients apart, strangers are not limited."""
+        presets = dict(TIERS)
+        if info.data.get("keys_file") is None:
+            presets["anonymous"] = Tier()
+        return {**presets, **given}
+
+
+def _read_file(file: Path | str) -> dict[str, Any]:
+    try:
+        found = tomllib.loads(Path(file).read_text(encoding="utf-8"))
+    except OSError as fault:
+        raise flags.BadSetting(f"the settings file {file} cannot be read: {fault.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as fault:
+        raise flags.BadSetting(f"the settings file {file} is not readable as TOML: {fault}") from None
+    if "config" in found:
+        raise flags.BadSetting(f"the settings file {file} names another one ('config'); only one is read")
+    return found

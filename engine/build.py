@@ -1,0 +1,81 @@
+"""Builds an engine from settings: the one list of what belongs together. Nothing is started here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from core.model import Catalogue
+from core.settings import Settings
+from engine.engine import Engine
+from engine.keeper import Keeper
+from engine.metrics import Metrics
+from scheduler.admission import Admission
+from scheduler.config import SchedulerConfig
+from scheduler.scheduler import Scheduler
+from store.files import FileStore
+from store.jobs import JobStore
+from store.lock import FolderLock
+from workers.arena import Arena
+from workers.contract import WorkerPool
+from workers.devices import DevicePlan, list_gpus, plan
+from workers.monitor import Monitor
+from workers.pool import Pool, PoolConfig
+from workers.supervisor import SupervisorConfig
+
+BUILT_IN = Path(__file__).resolve().parent.parent / "models" / "repository"
+PoolMaker = Callable[[Sequence[DevicePlan], Catalogue, Arena], WorkerPool]
+
+
+def read_catalogue(settings: Settings) -> Catalogue:
+    """The models on offer. Raises ValueError with a sentence when a model file is wrong."""
+    folders = [BUILT_IN, *([settings.models_folder] if settings.models_folder else [])]
+    return Catalogue.read(folders, settings.models)
+
+
+def plan_devices(settings: Settings) -> list[DevicePlan]:
+    """The workers to run. Raises ValueError with a sentence when the setting asks for what is not there."""
+    return plan(settings.devices, os.environ.get("CUDA_VISIBLE_DEVICES"), list_gpus(), os.cpu_count() or 1,
+                threads=settings.threads)
+
+
+def build(settings: Settings, make_pool: PoolMaker | None = None) -> Engine:
+    """An engine, ready to be started. `make_pool` replaces the real pool (tests). Raises ValueError or StorageFailed
+    with a sentence that says what to mend."""
+    catalogue = read_catalogue(settings)
+    plans = plan_devices(settings)
+    lock = FolderLock(settings.outputs)
+    files = FileStore(settings.outputs, min_free=settings.min_free_disk)
+    jobs = JobStore(settings.outputs / "jobs.sqlite")
+    arena = Arena(settings.arena_bytes)
+    pool = make_pool(plans, catalogue, arena) if make_pool else real_pool(settings, plans, catalogue, arena)
+    return Engine(
+        settings=settings,
+        catalogue=catalogue,
+        scheduler=Scheduler(SchedulerConfig(max_queue_delay=settings.max_queue_delay, hang_floor=settings.hang_floor)),
+        admission=Admission(settings.queue_jobs, settings.queue_bytes, tenant_share=settings.tenant_share),
+        pool=pool,
+        arena=arena,
+        keeper=Keeper(lock, jobs, files, settings.retention_age, settings.retention_bytes),
+        metrics=Metrics(),
+        monitor=None if make_pool else Monitor(plans),
+    )
+
+
+def real_pool(settings: Settings, plans: Sequence[DevicePlan], catalogue: Catalogue, arena: Arena) -> Pool:
+    """Processes, one per device."""
+    config = PoolConfig(
+        root=str(settings.outputs.resolve()),
+        codec_threads=settings.codec_threads,
+        warm_up=settings.warm_up,
+        log_level=settings.log_level,
+        ping_interval=settings.ping_interval,
+        supervisor=SupervisorConfig(
+            boot_timeout=settings.boot_timeout,
+            backoff=settings.restart_backoff,
+            backoff_max=settings.restart_backoff_max,
+            give_up_after=settings.give_up_after,
+        ),
+    )
+    return Pool(plans, list(catalogue), arena, config)

@@ -1,0 +1,58 @@
+"""A job while it lives in this process, with everything that has to be given back when it ends."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from core.job import Job
+from core.model import ModelSpec
+from core.request import Span
+from core.ticket import Ticket
+from engine.feed import Feed
+from scheduler.admission import Grant
+
+STAGES = ("decode", "wait", "compute", "encode")
+OUTPUT_SLACK = 64 * 1024
+MAX_ICC = 4 << 20
+
+
+@dataclass(slots=True)
+class Live:
+    """`done` resolves with the job when it has ended and its end is stored. `spans` are inputs in shared memory;
+    `flights` counts the batches that may still read them. `concluding`: its end is decided and being written."""
+
+    job: Job
+    spec: ModelSpec
+    ticket: Ticket
+    grant: Grant
+    done: asyncio.Future[Job]
+    spans: list[Span] = field(default_factory=list)
+    flights: int = 0
+    batch_size: int = 0
+    concluding: bool = False
+    feed: Feed | None = None
+    result: bytes | None = None  # of an ephemeral job
+
+    def event_feed(self) -> Feed:
+        """The job's event stream, made when somebody first asks."""
+        if self.feed is None:
+            self.feed = Feed(self.job)
+        return self.feed
+
+
+def output_size(live: Live) -> int:
+    """The most bytes the encoded result can have: raw samples, four channels, plus what encoders add."""
+    request = live.job.request
+    image = request.images[0]
+    if live.spec.raw:
+        return image.size + OUTPUT_SLACK
+    scale = live.spec.scale(request.params)
+    samples = image.header.pixels * 4 * scale * scale
+    return samples + samples // 50 + min(image.size, MAX_ICC) + OUTPUT_SLACK
+
+
+def timings(parts: Mapping[str, float]) -> dict[str, float]:
+    """Seconds by stage, in the order of the stages, rounded to the microsecond."""
+    return {stage: round(parts[stage], 6) for stage in STAGES if stage in parts}

@@ -1,0 +1,90 @@
+"""The state of the whole server as plain data: what /system/status, /metrics and readiness are shaped from."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from core.states import State
+from workers.contract import WorkerView
+
+if TYPE_CHECKING:
+    from engine.engine import Engine
+
+
+def take(engine: Engine) -> dict[str, Any]:
+    """Everything that status answers tell. All values are plain; nothing is awaited."""
+    views = engine.pool.view()
+    workers = [_worker(engine, view) for view in views]
+    ready = any(worker["state"] in ("ready", "busy") for worker in workers) and not engine.draining
+    counts = engine.register.counts
+    ended = {state.value: counts[state] for state in State if state.ended}
+    return {
+        "uptime": time.time() - engine.started_at,
+        "ready": ready,
+        "reason": None if ready else _reason(engine, views),
+        "draining": engine.draining,
+        "workers": workers,
+        "queue": {
+            "queued": counts[State.QUEUED],
+            "running": counts[State.RUNNING],
+            "by_priority": engine.scheduler.counts_by_priority(),
+            "by_group": engine.scheduler.counts_by_group(),
+            "bytes": engine.admission.bytes,
+            "limit_jobs": engine.settings.queue_jobs,
+            "limit_bytes": engine.settings.queue_bytes,
+        },
+        "jobs": {
+            "total": engine.register.numbered,
+            "queued": counts[State.QUEUED],
+            "running": counts[State.RUNNING],
+            **ended,
+        },
+    }
+
+
+def _reason(engine: Engine, views: list[WorkerView]) -> str:
+    """Why nothing can be served, in words."""
+    if engine.draining:
+        return "the server is shutting down"
+    if not views:
+        return "no device is configured"
+    return "no worker is ready: " + "; ".join(f"{view.worker} {view.state} ({view.detail})" for view in views[:8])
+
+
+def _worker(engine: Engine, view: WorkerView) -> dict[str, Any]:
+    reading = engine.readings.get(view.worker)
+    pace = engine.scheduler.worker_view(view.worker)
+    current = None
+    for flight in engine.flights.at(view.worker):
+        current = {
+            "id": flight.batch, "model": flight.model, "group": flight.group, "size": flight.size,
+            "seconds": round(time.monotonic() - flight.since, 3),
+        }
+        break
+    batches, images = engine.flights.batches[view.worker], engine.flights.images[view.worker]
+    return {
+        "worker": view.worker,
+        "index": view.index,
+        "device": view.kind,
+        "name": view.facts.get("name") or view.name,
+        "state": "busy" if current and view.state == "ready" else view.state,
+        "detail": view.detail,
+        "progress": view.progress,
+        "pid": view.pid,
+        "alive": view.alive,
+        "incarnation": view.incarnation,
+        "restarts": view.restarts,
+        "memory_total": reading.memory_total if reading else None,
+        "memory_used": reading.memory_used if reading else None,
+        "utilisation": reading.utilisation if reading else None,
+        "temperature": reading.temperature if reading else None,
+        "power": reading.power if reading else None,
+        "rss": reading.rss if reading else None,
+        "cpu_percent": reading.cpu_percent if reading else None,
+        "current_batch": current,
+        "batches": batches,
+        "images": images,
+        "mean_batch": round(images / batches, 3) if batches else None,
+        "pace": pace.pace if pace else None,
+    }

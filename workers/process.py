@@ -1,0 +1,86 @@
+"""The first lines of a worker process. Its surroundings are fixed here, before torch is imported: which device it sees,
+how many threads it takes, on which cores it runs, and that it dies with its master."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+from multiprocessing import reduction
+from multiprocessing.connection import Connection
+from typing import Any
+
+from core.errors import ErrorInfo
+from workers.channel import WorkerEnd
+from workers.messages import Boot, BootFailed
+
+PR_SET_PDEATHSIG = 1
+
+
+class SharedFd:
+    """A file descriptor that travels into a spawned child."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _received, (reduction.DupFd(self.fd),)
+
+
+def _received(duplicate: Any) -> SharedFd:
+    return SharedFd(duplicate.detach())
+
+
+def child_main(boot: Boot, requests: Connection, results: Connection, arena: SharedFd) -> None:
+    """Entry of the spawned process: settle in, load, run batches until told to stop or the master is gone."""
+    die_with_master()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the master decides
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    settle(boot)
+    channel = WorkerEnd(requests, results)
+    try:
+        from workers.session import Session
+
+        session = Session(boot, channel, arena.fd)
+        session.load()
+    except BaseException as fault:
+        channel.send(BootFailed(ErrorInfo("boot_failed", boot_failure_words(fault))))
+        if not isinstance(fault, Exception):
+            raise
+        import traceback
+
+        traceback.print_exc()
+        sys.exit(1)
+    session.run()
+
+
+def die_with_master() -> None:
+    """Ask the kernel to kill this process when the thread that started it ends, even while it is stopped."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    master = multiprocessing.parent_process()
+    if master is not None and os.getppid() != master.pid:  # it died before the line above
+        os._exit(1)
+
+
+def settle(boot: Boot) -> None:
+    """Pin the process to its device and cores. Must run before torch, numpy or OpenCV are imported."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = boot.visible
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[name] = str(max(1, boot.threads))
+    if boot.cpus and hasattr(os, "sched_setaffinity"):
+        with contextlib.suppress(OSError):  # a container may not own those cores: slower, not wrong
+            os.sched_setaffinity(0, boot.cpus)
+
+
+def boot_failure_words(fault: BaseException) -> str:
+    """Why a worker cannot start, without paths."""
+    if isinstance(fault, ModuleNotFoundError):
+        return f"the package '{fault.name}' is missing; install the requirements of its model"
+    if type(fault).__name__ == "OutOfMemoryError" or isinstance(fault, MemoryError):
+        return "the models do not fit the device's memory; offer fewer of them (--models) or free the device"
+    return f"{type(fault).__name__} while loading; the worker's log has the details"

@@ -1,0 +1,390 @@
+"""What a worker does all day: decode, compute, encode, three stages that overlap.
+
+One thread reads the channel and hands the images of a batch to the codec threads at once, so that they are decoded
+while the device still computes the batch before. The main thread is the device loop: it alone calls models, answers
+pings, and so shows that it lives. Codec threads encode results into the spans that the master has reserved.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import os
+import platform
+import queue
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from core.errors import BadOutput, Cancelled, ErrorInfo, ImagePoolError, InvalidImage, ModelFailed, OutOfMemory
+from core.model import ModelSpec
+from core.request import ImagePart, Span
+from models.base import Adapter, Item, Output
+from workers import codecs
+from workers.arena import ArenaView
+from workers.channel import WorkerEnd
+from workers.messages import (
+    BatchDidNotFit,
+    BatchDone,
+    Boot,
+    Drop,
+    Finished,
+    ItemsDone,
+    JobProgress,
+    Ping,
+    Pong,
+    Progress,
+    Ready,
+    RunBatch,
+    RunItem,
+    Stop,
+)
+
+PROGRESS_EVERY = 0.1  # seconds between two progress messages of one job
+
+
+@dataclass(slots=True)
+class Decoded:
+    """One decoded job, ready for the device, with what must be put back onto its result."""
+
+    item: Item
+    icc: bytes | None = None
+    seconds: float = 0.0
+
+
+@dataclass(slots=True)
+class Prepared:
+    """A batch whose images are being decoded."""
+
+    batch: RunBatch
+    arrived: float
+    decoding: list[Future[Decoded]]
+    unanswered: int = 0
+    seconds: float = 0.0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+class Session:
+    def __init__(self, boot: Boot, channel: WorkerEnd, arena_fd: int) -> None:
+        self._boot, self._channel = boot, channel
+        self._arena = ArenaView(arena_fd, boot.arena_bytes)
+        self._specs = {spec.name: spec for spec in boot.specs}
+        self._adapters: dict[str, Adapter] = {}
+        self._codecs = ThreadPoolExecutor(boot.codec_threads, thread_name_prefix="codec")
+        self._queue: queue.SimpleQueue[Prepared | Ping | Stop] = queue.SimpleQueue()
+        self._dropped: set[tuple[int, str]] = set()
+        self._process = psutil.Process()
+
+    # --- starting ---------------------------------------------------------------------------------------------------
+
+    def load(self) -> None:
+        """Import torch, load and warm up the models, and say so. Raises whatever keeps a model from loading."""
+        began = time.perf_counter()
+        self._channel.send(Progress("importing torch", 0.0))
+        import torch
+
+        self._torch = torch
+        torch.set_num_threads(max(1, self._boot.threads))
+        self._device = torch.device(self._boot.device)
+        if self._device.type == "cuda":
+            torch.zeros(1, device=self._device)  # fails here, with its reason, rather than at the first job
+        preload = [spec for spec in self._boot.specs if spec.preload]
+        for done, spec in enumerate(preload):
+            self._channel.send(Progress(f"loading {spec.name}", (done + 0.5) / (len(preload) + 1)))
+            self._adapter(spec)
+        self._channel.send(Ready(self._facts(time.perf_counter() - began)))
+
+    def _adapter(self, spec: ModelSpec) -> Adapter:
+        if spec.name not in self._adapters:
+            module, _, name = spec.adapter.partition(":")
+            adapter: Adapter = getattr(importlib.import_module(module), name)(spec.options, self._device)
+            adapter.load()
+            if self._boot.warm_up:
+                adapter.warm_up()
+            self._adapters[spec.name] = adapter
+        return self._adapters[spec.name]
+
+    def _facts(self, seconds: float) -> dict[str, object]:
+        facts: dict[str, object] = {
+            "torch": self._torch.__version__, "threads": self._torch.get_num_threads(),
+            "seconds_to_load": round(seconds, 2), "models": len(self._adapters),
+        }
+        if self._device.type == "cuda":
+            properties = self._torch.cuda.get_device_properties(self._device)
+            return facts | {"name": properties.name, "memory_total": properties.total_memory}
+        return facts | {"name": platform.processor() or platform.machine()}
+
+    # --- the two loops ----------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """The device loop: until told to stop. If the master goes away, the process ends where it stands."""
+        threading.Thread(target=self._listen, name="channel", daemon=True).start()
+        while True:
+            work = self._queue.get()
+            match work:
+                case Prepared():
+                    self._compute(work)
+                    del work  # its images need not live until the next batch comes
+                case Ping(number):
+                    self._channel.send(self._pong(number))
+                case Stop():
+                    self._codecs.shutdown(wait=True)
+                    return
+
+    def _listen(self) -> None:
+        try:
+            while True:
+                for message in self._channel.receive():
+                    match message:
+                        case RunBatch():
+                            self._queue.put(self._prepare(message))
+                        case Drop(batch, job):
+                            self._dropped.add((batch, job))
+                        case _:
+                            self._queue.put(message)
+        except EOFError:
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+
+    def _pong(self, number: int) -> Pong:
+        used = peak = None
+        if self._device.type == "cuda":
+            used, peak = self._torch.cuda.memory_allocated(), self._torch.cuda.max_memory_allocated()
+        return Pong(number, self._process.memory_info().rss, used, peak)
+
+    # --- decode -----------------------------------------------------------------------------------------------------
+
+    def _prepare(self, batch: RunBatch) -> Prepared:
+        if self._specs[batch.model].raw:
+            decoding = [_done(self._raw(item)) for item in batch.items]
+        else:
+            decoding = [self._codecs.submit(self._decode, batch.batch, item) for item in batch.items]
+        return Prepared(batch, time.perf_counter(), decoding, unanswered=len(batch.items))
+
+    def _raw(self, item: RunItem) -> Decoded:
+        return Decoded(Item(item.params, data=memoryview(self._bytes(item.images[0]))))
+
+    def _decode(self, batch: int, item: RunItem) -> Decoded:
+        began = time.perf_counter()
+        self._refuse_dropped(batch, item.job)
+        part = item.images[0]
+        picture = codecs.decode(self._bytes(part), part.header)
+        mask = None
+        for other in item.images[1:]:
+            if other.role == "mask":
+                mask = codecs.decode_mask(self._bytes(other), other.header, picture.image.shape[:2])
+        decoded = Decoded(
+            Item(
+                item.params, image=picture.image, mask=mask, alpha=picture.alpha,
+                report=self._reporter(item.job), cancelled=lambda: (batch, item.job) in self._dropped,
+            ),
+            icc=picture.icc,
+        )
+        decoded.seconds = time.perf_counter() - began
+        return decoded
+
+    def _bytes(self, part: ImagePart) -> bytes | memoryview:
+        if isinstance(part.data, Span):
+            return self._arena.view(part.data)
+        if isinstance(part.data, str):
+            return Path(self._boot.root, part.data).read_bytes()
+        return part.data
+
+    def _reporter(self, job: str) -> Callable[[float], None]:
+        last = 0.0
+
+        def report(fraction: float) -> None:
+            nonlocal last
+            now = time.monotonic()
+            if now - last >= PROGRESS_EVERY:
+                last = now
+                self._channel.send(JobProgress(job, min(max(fraction, 0.0), 1.0)))
+
+        return report
+
+    def _refuse_dropped(self, batch: int, job: str) -> None:
+        if (batch, job) in self._dropped:
+            raise Cancelled("the job was cancelled before it ran")
+
+    # --- compute ----------------------------------------------------------------------------------------------------
+
+    def _compute(self, prepared: Prepared) -> None:
+        batch, spec = prepared.batch, self._specs[prepared.batch.model]
+        ready: list[tuple[RunItem, Decoded]] = []
+        for run_item, decoding in zip(batch.items, prepared.decoding, strict=True):
+            try:
+                decoded = decoding.result()
+                self._refuse_dropped(batch.batch, run_item.job)
+                ready.append((run_item, decoded))
+            except Exception as fault:
+                self._answer(prepared, Finished(run_item.job, error=self._info(fault, run_item.job, spec)))
+        if not ready:
+            return
+        began = time.perf_counter()
+        try:
+            outputs = self._run_guarded(spec, [decoded.item for _, decoded in ready], [item.job for item, _ in ready])
+        except self._out_of_memory as fault:
+            message = f"{len(ready)} images did not fit the device's memory"
+            if len(ready) == 1 and isinstance(fault, MemoryError):
+                message = "the image did not fit the host's memory"
+            del fault
+            self._free_memory()
+            self._forget(batch)
+            self._channel.send(BatchDidNotFit(batch.batch, message))
+            return
+        prepared.seconds = time.perf_counter() - began
+        finished = []
+        for (run_item, decoded), output in zip(ready, outputs, strict=True):
+            timings = {
+                "decode": decoded.seconds,
+                "wait": max(0.0, began - prepared.arrived - decoded.seconds),
+                "compute": prepared.seconds,
+            }
+            if spec.raw:
+                finished.append(self._store(run_item, decoded, output, timings, spec))
+            else:
+                self._codecs.submit(self._encode, prepared, run_item, decoded, output, timings, spec)
+        if finished:
+            self._answer(prepared, *finished)
+
+    @property
+    def _out_of_memory(self) -> tuple[type[BaseException], ...]:
+        return (MemoryError, self._torch.OutOfMemoryError)
+
+    def _run_guarded(
+        self, spec: ModelSpec, items: list[Item], jobs: Sequence[str]
+    ) -> list[Output | ImagePoolError]:
+        """The batch's outputs. When the batch raises, each item runs alone, so that only the guilty one fails."""
+        try:
+            adapter = self._adapter(spec)
+            with self._torch.inference_mode():
+                outputs = adapter.run(items)
+            if len(outputs) != len(items):
+                raise BadOutput(f"model '{spec.name}' answered {len(outputs)} results for {len(items)} images")
+            return list(outputs)
+        except self._out_of_memory:
+            raise
+        except Exception as fault:
+            if len(items) == 1:
+                return [self._known(fault, jobs[0], spec)]
+        return [self._run_guarded(spec, [item], [job])[0] for item, job in zip(items, jobs, strict=True)]
+
+    def _free_memory(self) -> None:
+        gc.collect()
+        if self._device.type == "cuda":
+            self._torch.cuda.empty_cache()
+
+    # --- encode and answer ------------------------------------------------------------------------------------------
+
+    def _encode(
+        self, prepared: Prepared, item: RunItem, decoded: Decoded, output: Output | ImagePoolError,
+        timings: dict[str, float], spec: ModelSpec,
+    ) -> None:
+        self._answer(prepared, self._store(item, decoded, output, timings, spec))
+
+    def _store(
+        self, item: RunItem, decoded: Decoded, output: Output | ImagePoolError, timings: dict[str, float],
+        spec: ModelSpec,
+    ) -> Finished:
+        try:
+            if isinstance(output, ImagePoolError):
+                raise output
+            began = time.perf_counter()
+            if spec.raw:
+                assert output.data is not None
+                data, (height, width) = output.data, (0, 0)
+                kind = item.images[0].header.format
+            else:
+                image = check_output(output.image, decoded.item, spec)
+                height, width = image.shape[:2]
+                kind = item.format.format
+                alpha = decoded.item.alpha if image.ndim == 3 and image.shape[2] == 3 else None
+                data = codecs.encode(
+                    image, kind, item.format.quality, icc=decoded.icc, alpha=fit_alpha(alpha, width, height)
+                )
+            room = self._arena.room(item.output)
+            if len(data) > len(room):
+                raise BadOutput("the result is larger than any image of its size can be")
+            room[: len(data)] = data
+            timings["encode"] = time.perf_counter() - began
+            return Finished(item.job, len(data), kind, width, height, timings, output.facts)
+        except Exception as fault:
+            return Finished(item.job, timings=timings, error=self._info(fault, item.job, spec))
+
+    def _answer(self, prepared: Prepared, *finished: Finished) -> None:
+        """Tell the master of items that are done; after the last one, of the batch too."""
+        with prepared.lock:
+            prepared.unanswered -= len(finished)
+            last = prepared.unanswered == 0
+        done = ItemsDone(prepared.batch.batch, finished)
+        if last:
+            self._forget(prepared.batch)
+            self._channel.send(done, BatchDone(prepared.batch.batch, prepared.seconds))
+        else:
+            self._channel.send(done)
+
+    def _forget(self, batch: RunBatch) -> None:
+        self._dropped -= {key for key in self._dropped if key[0] <= batch.batch}
+
+    # --- faults -----------------------------------------------------------------------------------------------------
+
+    def _known(self, fault: Exception, job: str, spec: ModelSpec) -> ImagePoolError:
+        """The fault as one of our own errors; a strange one is logged here, with its trace, and told without."""
+        if isinstance(fault, ImagePoolError):
+            return fault
+        if isinstance(fault, self._out_of_memory):
+            return OutOfMemory(f"model '{spec.name}' ran out of memory with this image; send a smaller one")
+        if isinstance(fault, FileNotFoundError):
+            return InvalidImage("the job's input is no longer stored; submit it again")
+        print(f"job {job}, model {spec.name}:", file=sys.stderr)
+        traceback.print_exception(fault)
+        return ModelFailed(
+            f"model '{spec.name}' could not process this image ({type(fault).__name__}); "
+            "the server's log has the details"
+        )
+
+    def _info(self, fault: Exception, job: str, spec: ModelSpec) -> ErrorInfo:
+        return self._known(fault, job, spec).info()
+
+
+def _done(decoded: Decoded) -> Future[Decoded]:
+    future: Future[Decoded] = Future()
+    future.set_result(decoded)
+    return future
+
+
+def check_output(image: np.ndarray | None, item: Item, spec: ModelSpec) -> np.ndarray:
+    """The model's answer if it is an image of the size it must have. Raises `BadOutput` with what it is instead."""
+    if image is None or not isinstance(image, np.ndarray):
+        raise BadOutput(f"model '{spec.name}' answered no image")
+    if image.dtype != np.uint8:
+        if np.issubdtype(image.dtype, np.floating) and not np.isfinite(image).all():
+            raise BadOutput(f"model '{spec.name}' answered NaN instead of an image; try another seed or fewer effects")
+        raise BadOutput(f"model '{spec.name}' answered {image.dtype} samples instead of 8-bit ones")
+    assert item.image is not None
+    scale = spec.scale(item.params)
+    wanted = (item.image.shape[0] * scale, item.image.shape[1] * scale)
+    if image.shape[:2] != wanted or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (3, 4))):
+        raise BadOutput(f"model '{spec.name}' answered an array of shape {image.shape} for an image of {wanted}")
+    if image.ndim == 3 and image.shape[2] == 3 and not image.any() and item.image.max() > 32:
+        raise BadOutput(f"model '{spec.name}' answered an all-black image; try another seed or prompt")
+    return image
+
+
+def fit_alpha(alpha: np.ndarray | None, width: int, height: int) -> np.ndarray | None:
+    """The input's transparency at the size of the result (uint8 height x width)."""
+    if alpha is None or alpha.shape == (height, width):
+        return alpha
+    import cv2
+
+    return np.asarray(cv2.resize(alpha, (width, height), interpolation=cv2.INTER_CUBIC))

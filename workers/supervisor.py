@@ -1,0 +1,131 @@
+"""Decides which worker processes should be started, and when: reconciliation of wanted devices with live ones.
+
+Pure, like the scheduler: time is an argument, starting and killing are somebody else's work. What it knows:
+"cannot boot" (the child says so, or exits by itself before it is ready) differs from "died" (it was ready, or somebody
+killed it). Only the first counts towards giving a device up; both back off exponentially, and a worker that has
+finished a batch since has a clean slate, so that its first restart comes at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class WorkerState(StrEnum):
+    WAITING = "waiting"    # no process; starts at `at`
+    STARTING = "starting"  # the process loads and warms up; must be ready by `at`
+    READY = "ready"        # takes batches
+    DYING = "dying"        # told to go or killed; not reaped yet
+    STOPPED = "stopped"    # ended on purpose, not to be started again
+    GIVEN_UP = "given_up"  # failed to boot too often
+
+
+@dataclass(slots=True)
+class Life:
+    """One wanted device: its present incarnation and what its past ones have taught."""
+
+    worker: str
+    state: WorkerState = WorkerState.WAITING
+    incarnation: int = 0
+    at: float = 0.0
+    restarts: int = 0
+    boot_failures: int = 0
+    quick_deaths: int = 0
+    detail: str = "not started yet"
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    worker: str
+    incarnation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    worker: str
+    incarnation: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class SupervisorConfig:
+    """All in seconds. A boot may take `boot_timeout`; the n-th failure in a row waits `backoff` * 2^(n-1), at most
+    `backoff_max`; after `give_up_after` boots in a row that failed by themselves a device is given up."""
+
+    boot_timeout: float = 600.0
+    backoff: float = 0.5
+    backoff_max: float = 30.0
+    give_up_after: int = 5
+
+
+@dataclass(slots=True)
+class Supervisor:
+    config: SupervisorConfig
+    lives: dict[str, Life] = field(default_factory=dict)
+    draining: bool = False
+
+    @classmethod
+    def of(cls, workers: Iterable[str], config: SupervisorConfig) -> Supervisor:
+        return cls(config, {worker: Life(worker) for worker in workers})
+
+    def tick(self, now: float) -> list[Start | Kill]:
+        """What has to be done now."""
+        actions: list[Start | Kill] = []
+        for life in self.lives.values():
+            if life.state is WorkerState.WAITING and now >= life.at and not self.draining:
+                life.incarnation += 1
+                life.restarts = life.incarnation - 1
+                life.state, life.at = WorkerState.STARTING, now + self.config.boot_timeout
+                life.detail = "process started"
+                actions.append(Start(life.worker, life.incarnation))
+            elif life.state is WorkerState.STARTING and now >= life.at:
+                life.boot_failures += 1
+                why = f"did not become ready within {self.config.boot_timeout:g} s"
+                life.state, life.detail = WorkerState.DYING, why
+                actions.append(Kill(life.worker, life.incarnation, why))
+        return actions
+
+    def next_at(self) -> float | None:
+        """When `tick` next has something to do; None when only an event can change anything."""
+        waiting = (WorkerState.STARTING,) if self.draining else (WorkerState.WAITING, WorkerState.STARTING)
+        return min((life.at for life in self.lives.values() if life.state in waiting), default=None)
+
+    def ready(self, worker: str) -> None:
+        """The incarnation has loaded and warmed up."""
+        life = self.lives[worker]
+        life.state, life.detail, life.boot_failures = WorkerState.READY, "ready", 0
+
+    def worked(self, worker: str) -> None:
+        """It finished a batch: whatever happened before is forgiven."""
+        self.lives[worker].quick_deaths = 0
+
+    def dying(self, worker: str, why: str) -> None:
+        """Its process is being ended by us."""
+        life = self.lives[worker]
+        if life.state in (WorkerState.STARTING, WorkerState.READY):
+            life.state, life.detail = WorkerState.DYING, why
+
+    def exited(self, worker: str, now: float, why: str, *, failed_to_boot: bool) -> None:
+        """The process is dead and reaped. `failed_to_boot`: it ended by its own doing before it was ready."""
+        life = self.lives[worker]
+        if self.draining:
+            life.state, life.detail = WorkerState.STOPPED, why
+            return
+        life.detail = why
+        life.boot_failures += failed_to_boot
+        if life.boot_failures >= self.config.give_up_after:
+            life.state = WorkerState.GIVEN_UP
+            return
+        failures = life.boot_failures or life.quick_deaths
+        life.quick_deaths += 1
+        wait = min(self.config.backoff * 2 ** (failures - 1), self.config.backoff_max) if failures else 0.0
+        life.state, life.at = WorkerState.WAITING, now + wait
+
+    def stop(self) -> None:
+        """Nothing is started any more; what has no process is stopped."""
+        self.draining = True
+        for life in self.lives.values():
+            if life.state is WorkerState.WAITING:
+                life.state, life.detail = WorkerState.STOPPED, "stopped before it was started"
