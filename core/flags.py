@@ -117,7 +117,7 @@ def _form(field: FieldInfo) -> Form:
         return Form("", lambda on: "on" if on else "off")
     if "Literal" in kind:
         return Form("|".join(kind.partition("[")[2].rstrip("]").replace("'", "").split(", ")), str)
-    return Form("FILE" if "Path" in kind else "N" if field.annotation in (int, float) else "TEXT", str)
+    return Form("PATH" if "Path" in kind else "N" if field.annotation in (int, float) else "TEXT", str)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -53,7 +53,7 @@ def read_header(data: bytes | memoryview, *, max_pixels: int = 25_000_000) -> Im
     `data` is the whole file: one that visibly ends too early (PNG, WebP) is refused here, before it costs a worker.
     Raises `InvalidImage`, `UnsupportedImage` or `TooLarge` (more than `max_pixels`).
     """
-    kind = _kind(bytes(data[:32]))
+    kind = _kind(bytes(data[:64]))
     try:
         width, height, orientation, alpha = _READERS[kind](memoryview(data))
     except (struct.error, IndexError):
@@ -103,13 +103,13 @@ def _kind(head: bytes) -> ImageFormat:
         return "jpeg"
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "webp"
-    if head[4:8] == b"ftyp":
+    if head[4:8] == b"ftyp" and len(head) >= 12:
         brands = {head[8:12], *(head[i : i + 4] for i in range(16, len(head), 4))}
         if head[8:12] == b"avis":
             raise _refuse("an animated AVIF")
         if b"avif" in brands:
             return "avif"
-        raise _refuse("a HEIC" if not brands.isdisjoint(_HEIC) else "a video or an unknown ISO media")
+        raise _refuse("a video or an unknown ISO media" if brands.isdisjoint(_HEIC) else "a HEIC")
     for name, magics in _REFUSED.items():
         if head.startswith(magics):
             raise _refuse(f"{'an' if name[0] in 'EIOM' else 'a'} {name}")

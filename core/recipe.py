@@ -94,7 +94,7 @@ class _Reader:
         degree = 1.0
         negated = capped = less = False
         last: str | None = None  # the operation a following "by 20%" or 一点 belongs to
-        after = False  # "by" was read
+        after = False  # "by" was read: the degree that comes belongs to `last`
         for term, then in pairwise([*phrases, _UNKNOWN]):
             match term.kind:
                 case "op" | "colour":
@@ -103,7 +103,7 @@ class _Reader:
                     last = self._note(name, degree, term.weak, negated or (less and not name), capped) if name else None
                     if then.kind != "join":
                         degree = 1.0
-                    less = capped = False
+                    less = capped = after = False
                     continue
                 case "degree":
                     if last and (after or term.trails or then.kind not in ("op", "colour")):
@@ -122,7 +122,7 @@ class _Reader:
                 case "stop" | "end":
                     negated = capped = less = False
                     degree = 1.0
-                case "join" if then.kind == "verb":
+                case "join" if then.kind in ("verb", "by"):
                     negated = less = False
                 case "join" | "fill":
                     continue
@@ -147,7 +147,7 @@ class _Reader:
         strong = {STAGES[name] for name in self.strengths if name in STAGES and name not in self.weak}
         weak = [name for name in self.strengths if name in self.weak]
         for name in weak:
-            if STAGES[name] in strong or name != weak[0] and STAGES[name] == STAGES[weak[0]]:
+            if STAGES[name] in strong or (name != weak[0] and STAGES[name] == STAGES[weak[0]]):
                 del self.strengths[name]
 
 
@@ -175,4 +175,4 @@ def _other(word: str) -> Term:
         return Term("degree", value=float(word[:-1]) / 100)
     if word in _CLAUSE_ENDS:
         return Term("end")
-    return Term("by") if word == "by" else _UNKNOWN
+    return _UNKNOWN

@@ -31,7 +31,7 @@ class Form:
 
 def read_count(value: Any) -> int:
     """A whole number from 10000 or "10_000"."""
-    if isinstance(value, bool) or not re.fullmatch(r"[+-]?[0-9][0-9_]{0,20}", str(value).strip()):
+    if isinstance(value, bool) or not re.fullmatch(r"[+-]?[0-9]{1,20}(_[0-9]{3}){0,6}", str(value).strip()):
         raise ValueError("should be a whole number")
     return int(value)
 

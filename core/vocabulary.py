@@ -110,7 +110,8 @@ less | less, reduce, decrease, lower, low, weaken, tone down | 减少, 降低, �
 stop | but, however, instead, then, rather, only, though | 但, 但是, 而是, 然后, 接着, 只, 只要, 并且
 join | and, or, plus, & | 和, 或, 与, 且, 又, 、
 fill | with, more, even, also, colour, tone | 更, 更加, 再, 色调, 色
-verb | make, turn, add, change, convert, transform, apply, give, create, keep, use, increase, let | 让, 把, 使, 变成, 加, 添加, 增加, 改成, 转成, 保持
+verb | make, turn, add, change, convert, transform, apply, give, create, keep, use, let | 让, 把, 使, 变成, 加, 添加, 改成, 转成, 保持
+by | by, increase, raise, boost | 增加, 提高, 提升, 增强, 加强
 skip | not only, not just, nothing but, falling, ice cream, spring roll, no matter | 漂亮, 月亮, 不仅, 不但, 不只, 冷静, 雨伞, 一点也, 无论, 点缀
 """
 
@@ -127,7 +128,7 @@ _SUFFIXES = ("s", "es", "ed", "d", "ing", "er", "r", "en", "ened", "ening", "ens
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """What a word or phrase means. kind: op, colour, degree or a mark (not, cap, less, stop, join, fill, verb, skip).
+    """What a word or phrase means. kind: op, colour, degree or a mark (not, cap, less, stop, join, fill, verb, by, skip).
 
     weak: gives way to another operation of its stage. trails: a degree that follows its operation (亮一点)."""
 

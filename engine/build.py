@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -54,7 +55,9 @@ def build(settings: Settings, make_pool: PoolMaker | None = None) -> Engine:
         settings=settings,
         catalogue=catalogue,
         scheduler=Scheduler(SchedulerConfig(max_queue_delay=settings.max_queue_delay, hang_floor=settings.hang_floor)),
-        admission=Admission(settings.queue_jobs, settings.queue_bytes, tenant_share=settings.tenant_share),
+        admission=Admission(
+            settings.queue_jobs, settings.queue_bytes, tenant_share=settings.tenant_share, clock=time.monotonic
+        ),
         pool=pool,
         arena=arena,
         keeper=Keeper(lock, jobs, files, settings.retention_age, settings.retention_bytes),

@@ -133,8 +133,8 @@ class Engine:
         grace = self.settings.shutdown_grace if grace is None else grace
         self.drain()
         deadline = self._loop.time() + grace
-        while self.flights and self._loop.time() < deadline and not self._hurried:
-            await asyncio.sleep(0.05)  # noqa: ASYNC110  (a poll is enough on the way out)
+        while self.flights and self._loop.time() < deadline and not self._hurried:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)  # a poll is enough on the way out
         for live in list(self.register.live.values()):  # what still runs is interrupted; ephemeral clients hear of it
             if not live.job.request.durable:
                 self._conclude_ephemeral(live, State.FAILED, error=WorkerLost("the server was stopped").info())
@@ -184,22 +184,25 @@ class Engine:
     async def submit(self, request: ImageRequest, permit: Permit | None = None) -> Job:
         """Accept a durable request: on return it is on disk. With an `idempotency_key` an equal earlier request's job
         comes back. Raises what `admit` raises and the idempotency errors."""
-        spec = self.catalogue[request.model]
-        self._keeper.check_room()
-        with permit or self.admit(sum(image.size for image in request.images), request.tenant) as permit:
+        permit = permit or self.admit(sum(image.size for image in request.images), request.tenant)
+        task = self._loop.create_task(self._submit(request, permit.transfer()))
+        return await asyncio.shield(task)  # a client that leaves now leaves a whole job behind, not a half one
+
+    async def _submit(self, request: ImageRequest, permit: Permit) -> Job:
+        with permit:
+            spec = self.catalogue[request.model]
             try:
-                if request.idempotency_key and (duplicate := await self._keeper.find_duplicate(request)):
-                    return self.register.current(duplicate)
-                job = await self._keeper.accept(self._new_job(request))
-                if self.draining:  # accepted on disk while the doors closed: the next start runs it
-                    return job
-                self._admit_live(job, spec, permit.hand_over()[0])
-                return job
+                self._keeper.check_room()
+                async with self._keeper.once(request) as duplicate:
+                    if duplicate is not None:
+                        return self.register.current(duplicate)
+                    job = await self._keeper.accept(self._new_job(request))
             except StorageFull:
                 self.metrics.refused("storage_full")
                 raise
-            finally:
-                self._keeper.key_settled(request)
+            if not self.draining:  # accepted on disk while the doors closed: the next start runs it
+                self._admit_live(job, spec, permit.hand_over()[0])
+            return job
 
     async def run(self, request: ImageRequest, permit: Permit | None = None) -> tuple[Job, ResultBody]:
         """Run a request that lives as long as its client waits: submit, wait, result. Cancelling this coroutine cancels

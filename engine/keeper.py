@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import orjson
 import structlog
@@ -26,7 +27,6 @@ from store.lock import FolderLock
 from store.retention import expired
 
 log = structlog.get_logger("keeper")
-T = TypeVar("T")
 RETRY = 1.0  # seconds between two tries to store the end of a job on a disk that is full
 
 
@@ -50,31 +50,34 @@ class Keeper:
         self._accepting: set[tuple[str, str]] = set()
         self.disk_full = False
 
-    async def find_duplicate(self, request: ImageRequest) -> Job | None:
-        """The job that an equal request with the same Idempotency-Key has made. Raises the two idempotency errors."""
-        assert request.idempotency_key is not None
+    @asynccontextmanager
+    async def once(self, request: ImageRequest) -> AsyncIterator[Job | None]:
+        """While this block is open nobody else is accepted with the same Idempotency-Key. Gives the job that an equal
+        request has made before. Raises the two idempotency errors."""
+        if request.idempotency_key is None:
+            yield None
+            return
         key = (request.tenant, request.idempotency_key)
         if key in self._accepting:
-            raise IdempotencyInFlight("the first request with this Idempotency-Key is still being accepted; repeat it "
-                                      "in a second", retry_after=1.0)
-        self._accepting.add(key)  # before the first await: of two at once, one wins
+            raise IdempotencyInFlight(
+                "the first request with this Idempotency-Key is still being accepted; repeat it in a second",
+                retry_after=1.0,
+            )
+        self._accepting.add(key)
         try:
-            found = await asyncio.to_thread(self.jobs.find_key, *key)
-            if found is None:
-                return None
-            job_id, print_ = found
-            if print_ != await asyncio.to_thread(fingerprint, request):
-                raise IdempotencyMismatch("this Idempotency-Key was used for another request; use a new key for a new "
-                                          "request")
-            return await asyncio.to_thread(self.jobs.load, job_id)
-        except BaseException:
+            yield await self._duplicate(request, key)
+        finally:
             self._accepting.discard(key)
-            raise
 
-    def key_settled(self, request: ImageRequest) -> None:
-        """The request with its Idempotency-Key is accepted (or refused): the next one may look."""
-        if request.idempotency_key is not None:
-            self._accepting.discard((request.tenant, request.idempotency_key))
+    async def _duplicate(self, request: ImageRequest, key: tuple[str, str]) -> Job | None:
+        found = await asyncio.to_thread(self.jobs.find_key, *key)
+        if found is None:
+            return None
+        if found[1] != await asyncio.to_thread(fingerprint, request):
+            raise IdempotencyMismatch(
+                "this Idempotency-Key was used for another request; use a new key for a new request"
+            )
+        return await asyncio.to_thread(self.jobs.load, found[0])
 
     async def accept(self, job: Job) -> Job:
         """Write the inputs and the record of a new job. On return all of it is on disk. Raises StorageFull/Failed and
@@ -99,7 +102,8 @@ class Keeper:
 
     async def store_result(self, job_id: str, format: str, data: bytes | memoryview) -> str:
         """Write a result; its name. A full disk is waited out: an accepted job is not lost for want of room."""
-        return await self._insist(lambda: asyncio.to_thread(self.files.put_result, job_id, format, data))
+        name: str = await self._insist(lambda: asyncio.to_thread(self.files.put_result, job_id, format, data))
+        return name
 
     async def save(self, job: Job) -> None:
         """Write the job's end; also waits out a full disk."""

@@ -44,6 +44,13 @@ class Permit:
         self._grant = self._span = None
         return grant, span
 
+    def transfer(self) -> Permit:
+        """A permit that holds what this one held; this one holds nothing any more."""
+        grant, span = self.hand_over()
+        heir = Permit(grant, self._arena, self._size)
+        heir._span = span
+        return heir
+
     def release(self) -> None:
         """Give everything back. A second call, or one after `submit`, does nothing."""
         if self._span is not None:

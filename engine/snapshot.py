@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 def take(engine: Engine) -> dict[str, Any]:
     """Everything that status answers tell. All values are plain; nothing is awaited."""
     views = engine.pool.view()
-    workers = [_worker(engine, view) for view in views]
+    paces = {worker.worker: worker.pace for worker in engine.scheduler.workers()}
+    workers = [_worker(engine, view, paces.get(view.worker)) for view in views]
     ready = any(worker["state"] in ("ready", "busy") for worker in workers) and not engine.draining
     counts = engine.register.counts
     ended = {state.value: counts[state] for state in State if state.ended}
@@ -28,8 +29,8 @@ def take(engine: Engine) -> dict[str, Any]:
         "queue": {
             "queued": counts[State.QUEUED],
             "running": counts[State.RUNNING],
-            "by_priority": engine.scheduler.counts_by_priority(),
-            "by_group": engine.scheduler.counts_by_group(),
+            "by_priority": {str(priority): count for priority, count in engine.scheduler.waiting_by_priority().items()},
+            "by_group": {str(group): count for group, count in engine.scheduler.waiting_by_group().items()},
             "bytes": engine.admission.bytes,
             "limit_jobs": engine.settings.queue_jobs,
             "limit_bytes": engine.settings.queue_bytes,
@@ -52,9 +53,8 @@ def _reason(engine: Engine, views: list[WorkerView]) -> str:
     return "no worker is ready: " + "; ".join(f"{view.worker} {view.state} ({view.detail})" for view in views[:8])
 
 
-def _worker(engine: Engine, view: WorkerView) -> dict[str, Any]:
+def _worker(engine: Engine, view: WorkerView, pace: float | None) -> dict[str, Any]:
     reading = engine.readings.get(view.worker)
-    pace = engine.scheduler.worker_view(view.worker)
     current = None
     for flight in engine.flights.at(view.worker):
         current = {
@@ -86,5 +86,5 @@ def _worker(engine: Engine, view: WorkerView) -> dict[str, Any]:
         "batches": batches,
         "images": images,
         "mean_batch": round(images / batches, 3) if batches else None,
-        "pace": pace.pace if pace else None,
+        "pace": pace,
     }

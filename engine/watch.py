@@ -61,5 +61,6 @@ async def devices(engine: Engine, monitor: Monitor) -> None:
         for worker, reading in engine.readings.items():
             if reading.memory_total is not None and reading.memory_used is not None:
                 free = reading.memory_total - reading.memory_used
-                engine.tell(LoadReport(worker, reading.utilisation, free, reading.memory_total))
+                ours = any(engine.flights.at(worker))  # what the device does then tells nothing of strangers
+                engine.tell(LoadReport(worker, None if ours else reading.utilisation, free, reading.memory_total))
         await asyncio.sleep(DEVICES_EVERY)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from core.errors import ImagePoolError
+from core.errors import Cancelled, ImagePoolError
 from core.request import Span
 from workers.arena import ArenaView
 from workers.contract import PoolEvent, Said, WorkerDown, WorkerUp, WorkerView
@@ -76,10 +76,14 @@ class MemoryPool:
     def release(self) -> None:
         """Answer what was held back, and everything from now on."""
         self._held = False
-        for worker in self.workers.values():
-            held, worker.held = worker.held, []
-            for batch in held:
-                self._run(worker, worker.incarnation, batch)
+        for name, worker in self.workers.items():
+            for _ in list(worker.held):
+                self.answer(name)
+
+    def answer(self, name: str) -> None:
+        """Answer the oldest batch that one worker holds."""
+        worker = self.workers[name]
+        self._run(worker, worker.incarnation, worker.held.pop(0))
 
     def send(self, worker: str, incarnation: int, *messages: ToWorker) -> None:
         fake = self.workers[worker]
@@ -118,12 +122,14 @@ class MemoryPool:
 
     def _run(self, worker: FakeWorker, incarnation: int, batch: RunBatch) -> None:
         if worker.up and worker.incarnation == incarnation:
-            items = tuple(self._finish(item) for item in batch.items)
+            items = tuple(self._finish(worker, item) for item in batch.items)
             self._listener(Said(worker.name, incarnation, ItemsDone(batch.batch, items)))
             self._listener(Said(worker.name, incarnation, BatchDone(batch.batch, 0.001)))
 
-    def _finish(self, item: RunItem) -> Finished:
+    def _finish(self, worker: FakeWorker, item: RunItem) -> Finished:
         try:
+            if item.job in worker.dropped:
+                raise Cancelled("the job was cancelled before it ran")
             data = self._work(item, self._bytes(item))
         except ImagePoolError as fault:
             return Finished(item.job, error=fault.info())

@@ -15,7 +15,7 @@ from typing import Any
 
 from core.errors import ErrorInfo
 from workers.channel import WorkerEnd
-from workers.messages import Boot, BootFailed
+from workers.messages import Boot, BootFailed, Progress
 
 PR_SET_PDEATHSIG = 1
 
@@ -41,6 +41,7 @@ def child_main(boot: Boot, requests: Connection, results: Connection, arena: Sha
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     settle(boot)
     channel = WorkerEnd(requests, results)
+    channel.send(Progress("importing torch", 0.0))
     try:
         from workers.session import Session
 

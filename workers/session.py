@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+import torch
 
 from core.errors import BadOutput, Cancelled, ErrorInfo, ImagePoolError, InvalidImage, ModelFailed, OutOfMemory
 from core.model import ModelSpec
@@ -86,12 +87,7 @@ class Session:
     # --- starting ---------------------------------------------------------------------------------------------------
 
     def load(self) -> None:
-        """Import torch, load and warm up the models, and say so. Raises whatever keeps a model from loading."""
-        began = time.perf_counter()
-        self._channel.send(Progress("importing torch", 0.0))
-        import torch
-
-        self._torch = torch
+        """Load and warm up the models, and say so. Raises whatever keeps a model from loading."""
         torch.set_num_threads(max(1, self._boot.threads))
         self._device = torch.device(self._boot.device)
         if self._device.type == "cuda":
@@ -100,7 +96,7 @@ class Session:
         for done, spec in enumerate(preload):
             self._channel.send(Progress(f"loading {spec.name}", (done + 0.5) / (len(preload) + 1)))
             self._adapter(spec)
-        self._channel.send(Ready(self._facts(time.perf_counter() - began)))
+        self._channel.send(Ready(self._facts(time.time() - self._process.create_time())))
 
     def _adapter(self, spec: ModelSpec) -> Adapter:
         if spec.name not in self._adapters:
@@ -114,11 +110,11 @@ class Session:
 
     def _facts(self, seconds: float) -> dict[str, object]:
         facts: dict[str, object] = {
-            "torch": self._torch.__version__, "threads": self._torch.get_num_threads(),
+            "torch": torch.__version__, "threads": torch.get_num_threads(),
             "seconds_to_load": round(seconds, 2), "models": len(self._adapters),
         }
         if self._device.type == "cuda":
-            properties = self._torch.cuda.get_device_properties(self._device)
+            properties = torch.cuda.get_device_properties(self._device)
             return facts | {"name": properties.name, "memory_total": properties.total_memory}
         return facts | {"name": platform.processor() or platform.machine()}
 
@@ -159,7 +155,7 @@ class Session:
     def _pong(self, number: int) -> Pong:
         used = peak = None
         if self._device.type == "cuda":
-            used, peak = self._torch.cuda.memory_allocated(), self._torch.cuda.max_memory_allocated()
+            used, peak = torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated()
         return Pong(number, self._process.memory_info().rss, used, peak)
 
     # --- decode -----------------------------------------------------------------------------------------------------
@@ -182,7 +178,9 @@ class Session:
         mask = None
         for other in item.images[1:]:
             if other.role == "mask":
-                mask = codecs.decode_mask(self._bytes(other), other.header, picture.image.shape[:2])
+                mask = codecs.decode_mask(
+                    self._bytes(other), other.header, (picture.image.shape[1], picture.image.shape[0])
+                )
         decoded = Decoded(
             Item(
                 item.params, image=picture.image, mask=mask, alpha=picture.alpha,
@@ -259,7 +257,7 @@ class Session:
 
     @property
     def _out_of_memory(self) -> tuple[type[BaseException], ...]:
-        return (MemoryError, self._torch.OutOfMemoryError)
+        return (MemoryError, torch.OutOfMemoryError)
 
     def _run_guarded(
         self, spec: ModelSpec, items: list[Item], jobs: Sequence[str]
@@ -267,7 +265,7 @@ class Session:
         """The batch's outputs. When the batch raises, each item runs alone, so that only the guilty one fails."""
         try:
             adapter = self._adapter(spec)
-            with self._torch.inference_mode():
+            with torch.inference_mode():
                 outputs = adapter.run(items)
             if len(outputs) != len(items):
                 raise BadOutput(f"model '{spec.name}' answered {len(outputs)} results for {len(items)} images")
@@ -282,7 +280,7 @@ class Session:
     def _free_memory(self) -> None:
         gc.collect()
         if self._device.type == "cuda":
-            self._torch.cuda.empty_cache()
+            torch.cuda.empty_cache()
 
     # --- encode and answer ------------------------------------------------------------------------------------------
 
@@ -303,14 +301,14 @@ class Session:
             if spec.raw:
                 assert output.data is not None
                 data, (height, width) = output.data, (0, 0)
-                kind = item.images[0].header.format
+                kind = str(item.images[0].header.format)
             else:
                 image = check_output(output.image, decoded.item, spec)
                 height, width = image.shape[:2]
-                kind = item.format.format
-                alpha = decoded.item.alpha if image.ndim == 3 and image.shape[2] == 3 else None
+                kind = str(item.format.format)
                 data = codecs.encode(
-                    image, kind, item.format.quality, icc=decoded.icc, alpha=fit_alpha(alpha, width, height)
+                    image, item.format.format, quality=item.format.quality, icc=decoded.icc,
+                    alpha=decoded.item.alpha if image.ndim == 3 and image.shape[2] == 3 else None,
                 )
             room = self._arena.room(item.output)
             if len(data) > len(room):
@@ -379,12 +377,3 @@ def check_output(image: np.ndarray | None, item: Item, spec: ModelSpec) -> np.nd
     if image.ndim == 3 and image.shape[2] == 3 and not image.any() and item.image.max() > 32:
         raise BadOutput(f"model '{spec.name}' answered an all-black image; try another seed or prompt")
     return image
-
-
-def fit_alpha(alpha: np.ndarray | None, width: int, height: int) -> np.ndarray | None:
-    """The input's transparency at the size of the result (uint8 height x width)."""
-    if alpha is None or alpha.shape == (height, width):
-        return alpha
-    import cv2
-
-    return np.asarray(cv2.resize(alpha, (width, height), interpolation=cv2.INTER_CUBIC))

@@ -1,0 +1,46 @@
+# make serve ARGS="--port 9000"   the server, after installing what it needs into .venv
+# make test                       ruff, mypy, pytest (ARGS go to pytest)
+# make doctor                     can this machine serve, and what to do if not
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+RUN    := $(VENV)/.installed
+DEV    := $(VENV)/.installed-dev
+BENCHES = $(filter-out __init__ common,$(basename $(notdir $(wildcard bench/*.py))))
+
+.PHONY: serve test lint bench doctor clean
+.DELETE_ON_ERROR:
+
+serve: $(RUN)
+	exec $(BIN)/python server.py $(ARGS)
+
+doctor: $(RUN)
+	$(BIN)/python server.py doctor $(ARGS)
+
+test: lint
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(DEV)
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(DEV)
+	set -e; for name in $(BENCHES); do $(BIN)/python -m bench.$$name $(ARGS); done
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamps hold when the requirements were last installed.
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+
+$(RUN): requirements.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+$(DEV): requirements-dev.txt requirements.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@ $(RUN)

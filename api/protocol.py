@@ -1,0 +1,175 @@
+"""uvicorn's HTTP protocol, hardened: slow and giant headers, floods of tiny chunks, bodies nobody reads any more.
+
+Beside that it tells the application when a client goes away (`scope["extensions"]["imagepool.gone"]`), which spares the
+hot path a task per request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import orjson
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from api.errors import PROBLEM, HeaderTooLarge, RequestTimeout, problem
+from api.limits import GONE, request_id
+from core.errors import BadRequest, ImagePoolError
+from core.settings import Settings
+
+MAX_HEAD = 32 << 10   # bytes of request line and headers
+MAX_LINES = 100       # headers
+MAX_LEFT = 8 << 20    # bytes of a body that are still read after the answer was given
+MAX_CHUNKS = 4096     # chunks a body may have before their size counts
+MIN_CHUNK = 64        # bytes they must have on average from then on
+
+
+class Protocol(HttpToolsProtocol):
+    """One connection. States: head (headers are coming), body, answered (the answer went out before the body ended).
+
+    A client that gets its answer early keeps being read for a while, else the kernel would reset the connection and
+    the answer would be lost with it.
+    """
+
+    header_timeout: ClassVar[float] = 10.0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._in_head, self._in_body = True, False
+        self._head = self._lines = self._chunks = self._size = self._left = 0
+        self._refusal: ImagePoolError | None = None
+        self._on_gone: Callable[[], None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._arm(self._slow_head)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._disarm()
+        super().connection_lost(exc)
+        if self._on_gone is not None:
+            self._on_gone()
+
+    def data_received(self, data: bytes) -> None:
+        if self._in_head:
+            self._head += len(data)
+        elif self._in_body and self.cycle.response_complete:
+            self._left += len(data)
+            if self._left > MAX_LEFT:
+                self.transport.close()
+                return
+        super().data_received(data)
+        if self.transport.is_closing() or not self._in_head:
+            return
+        if self._head > MAX_HEAD:
+            self._refuse(HeaderTooLarge(f"the request's headers have more than {MAX_HEAD} bytes"))
+        elif self._head and self._timer is None:
+            self._arm(self._slow_head)
+
+    # --- the parser calls ---------------------------------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.scope["extensions"] = {GONE: self._watch}  # type: ignore[dict-item]
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._lines += 1
+        if self._lines > MAX_LINES:
+            self._give_up(HeaderTooLarge(f"the request has more than {MAX_LINES} headers"))
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        if self._head > MAX_HEAD and len(self.url) + sum(len(n) + len(v) for n, v in self.headers) > MAX_HEAD:
+            self._give_up(HeaderTooLarge(f"the request's headers have more than {MAX_HEAD} bytes"))
+        self._disarm()
+        self._in_head, self._in_body = False, True
+        self._chunks = self._size = self._left = 0
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._chunks += 1
+        self._size += len(body)
+        if self._chunks > MAX_CHUNKS and self._size < self._chunks * MIN_CHUNK:
+            self.transport.abort()  # its task hears of a client that went away
+            return
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._in_head, self._in_body = True, False
+        self._head = self._lines = 0
+        if self.cycle.response_complete:
+            self._disarm()
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._in_body and not self.transport.is_closing():
+            self._unset_keepalive_if_required()
+            self._disarm()
+            self._arm(self.transport.close)
+
+    # --- and we answer ------------------------------------------------------------------------------------------------
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(self._refusal or BadRequest("this is no valid HTTP request"))
+
+    def _watch(self, on_gone: Callable[[], None] | None) -> None:
+        self._on_gone = on_gone
+        if on_gone is not None:
+            if self.transport.is_closing():
+                on_gone()
+            self.flow.resume_reading()  # a connection that is not read does not tell of its end
+
+    def _give_up(self, error: ImagePoolError) -> None:
+        self._refusal = error
+        raise ValueError(error.message)  # ends the parser, which ends in send_400_response
+
+    def _slow_head(self) -> None:
+        self._timer = None
+        if not self.transport.is_closing():
+            self._refuse(RequestTimeout("the request's headers did not arrive in time"))
+
+    def _refuse(self, error: ImagePoolError) -> None:
+        """Answer without the application. Where it still owes an answer, ours would be taken for it: then it gives its
+        own and the connection ends, or (its body is broken off) hears that the client went away."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.keep_alive = False
+            if self._in_body:
+                self.transport.close()
+            return
+        name = request_id(None)
+        status, body = problem(error, name)
+        content = orjson.dumps(body)
+        head = b"content-type: %s\r\ncontent-length: %d\r\nconnection: close\r\nx-request-id: %s\r\n\r\n"
+        self.transport.write(
+            STATUS_LINE[status] + head % (PROBLEM.encode(), len(content), name.encode()) + content
+        )
+        self.transport.close()
+
+    def _arm(self, then: Callable[[], None]) -> None:
+        self._timer = self.loop.call_later(self.header_timeout, then)
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+def uvicorn_config(settings: Settings, app: ASGIApp, **more: Any) -> uvicorn.Config:
+    """How the server listens: our protocol, no access log, no trust in proxy headers, no web sockets."""
+    protocol = type("SettledProtocol", (Protocol,), {"header_timeout": settings.header_timeout})
+    given: dict[str, Any] = {
+        "host": settings.host,
+        "port": settings.port,
+        "http": protocol,
+        "ws": "none",
+        "lifespan": "on",
+        "log_config": None,
+        "access_log": False,
+        "server_header": False,
+        "proxy_headers": False,
+        "timeout_keep_alive": 75,
+        "timeout_graceful_shutdown": max(1, round(settings.shutdown_grace)),
+    }
+    return uvicorn.Config(app, **{**given, **more})

@@ -1,0 +1,216 @@
+"""`POST /run/{model}`: one image in, one image out. The hot path: no framework, no copy but into shared memory.
+
+The body is the encoded image and streams, as it arrives, into the memory that the worker will read. Options are in the
+query. Nothing is stored; a client that goes away cancels its job at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import Receive, Scope, Send
+
+from api.auth import Caller
+from api.errors import MethodNotAllowed
+from api.limits import GONE, content_length, file_limit, too_large
+from api.options import Options, read_options
+from api.submission import Submission, media_type, read_form, read_parts, read_query
+from core.errors import BadRequest, TooLarge, UnsupportedEncoding
+from core.header import read_header
+from core.job import Job
+from core.model import ModelSpec
+from core.request import ImagePart, ImageRequest
+from core.settings import Settings
+from engine.engine import Engine, ResultBody
+from engine.permit import Permit
+
+PREFIX = "/run/"
+
+
+class Run:
+    """An ASGI application for the paths under `/run/`."""
+
+    def __init__(self, engine: Engine, settings: Settings) -> None:
+        self._engine, self._settings = engine, settings
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] != "POST":
+            raise MethodNotAllowed("/run/{model} takes POST with the image as its body", allow="POST")
+        spec = self._engine.catalogue[scope["path"].removeprefix(PREFIX)]
+        headers = dict(scope["headers"])
+        kind = media_type(headers.get(b"content-type", b"").decode("latin-1"))
+        if kind.startswith("image/") or kind == "application/octet-stream" or not kind:
+            job, body = await self._bare(spec, scope, headers, receive)
+        elif kind == "multipart/form-data":
+            job, body = await self._form(spec, scope, receive)
+        else:
+            raise UnsupportedEncoding("send the image itself as image/*, or multipart/form-data with image and mask")
+        await send({"type": "http.response.start", "status": 200, "headers": _headers(job, body)})
+        await send({"type": "http.response.body", "body": body.data})
+
+    async def _bare(
+        self, spec: ModelSpec, scope: Scope, headers: dict[bytes, bytes], receive: Receive
+    ) -> tuple[Job, ResultBody]:
+        """The body is the image."""
+        who: Caller = scope["caller"]
+        fields = Submission()
+        read_query(fields, scope["query_string"])
+        options = read_options(spec, who, fields.fields)
+        if spec.needs_mask:
+            raise BadRequest(f"model '{spec.name}' needs a mask: send multipart/form-data with image and mask")
+        most = file_limit(who, self._settings)
+        length = content_length(headers)
+        if length is None:
+            data = await _collect(receive, most)
+            with self._admit(len(data), who) as permit:
+                permit.buffer[:] = data
+                return await self._image(spec, scope, options, permit, len(data), receive)
+        if length > most:
+            raise too_large(most)
+        with self._admit(length, who) as permit:
+            await _fill(permit.buffer, receive)
+            return await self._image(spec, scope, options, permit, length, receive)
+
+    async def _form(self, spec: ModelSpec, scope: Scope, receive: Receive) -> tuple[Job, ResultBody]:
+        """The body is a form with `image`, perhaps `mask`, and options."""
+        who: Caller = scope["caller"]
+        found = Submission()
+        read_query(found, scope["query_string"])
+        length = content_length(dict(scope["headers"]))
+        with self._admit(length if length is not None else self._settings.max_body, who) as permit:
+            most = file_limit(who, self._settings)
+            await read_form(found, Headers(scope=scope), Request(scope, receive).stream(), most)
+            options = read_options(spec, who, found.fields)
+            parts = read_parts(spec, found, most, self._settings.max_pixels)
+            return await self._run(spec, who, options, parts, permit, scope, receive)
+
+    def _admit(self, size: int, who: Caller) -> Permit:
+        if size == 0:
+            raise BadRequest("the body is empty; send the encoded image")
+        return self._engine.admit(size, who.tenant)
+
+    async def _image(
+        self, spec: ModelSpec, scope: Scope, options: Options, permit: Permit, size: int, receive: Receive
+    ) -> tuple[Job, ResultBody]:
+        header = read_header(permit.buffer, max_pixels=self._settings.max_pixels)
+        part = ImagePart("image", permit.span, header, size)
+        return await self._run(spec, scope["caller"], options, (part,), permit, scope, receive)
+
+    async def _run(
+        self,
+        spec: ModelSpec,
+        who: Caller,
+        options: Options,
+        parts: tuple[ImagePart, ...],
+        permit: Permit,
+        scope: Scope,
+        receive: Receive,
+    ) -> tuple[Job, ResultBody]:
+        request = ImageRequest(
+            model=spec.name,
+            images=parts,
+            params=options.params,
+            output=options.output,
+            priority=options.priority,
+            tenant=who.tenant,
+            deadline=options.deadline or self._settings.request_timeout,
+            durable=False,
+            dialect="run",
+        )
+        with Watch(scope, receive):
+            return await self._engine.run(request, permit)
+
+
+class Watch:
+    """While this block is open, a client that goes away cancels the task in it; outside, that is a `ClientDisconnect`.
+
+    Our protocol calls back by itself. Another server's `receive` must be awaited by a task, which costs time.
+    """
+
+    def __init__(self, scope: Scope, receive: Receive) -> None:
+        self._watch: Callable[[Callable[[], None] | None], None] | None = scope.get("extensions", {}).get(GONE)
+        self._receive = receive
+        self._listener: asyncio.Task[Any] | None = None
+        self._gone = False
+
+    def __enter__(self) -> None:
+        self._task = asyncio.current_task()
+        if self._watch is not None:
+            self._watch(self._on_gone)
+        else:
+            self._listener = asyncio.ensure_future(self._receive())
+            self._listener.add_done_callback(self._on_heard)
+
+    def __exit__(self, kind: type[BaseException] | None, fault: BaseException | None, trace: object) -> None:
+        if self._watch is not None:
+            self._watch(None)
+        if self._listener is not None:
+            self._listener.remove_done_callback(self._on_heard)
+            self._listener.cancel()
+        if self._gone and self._task is not None:
+            self._task.uncancel()
+            if kind is asyncio.CancelledError:
+                raise ClientDisconnect from None
+
+    def _on_gone(self) -> None:
+        if self._task is not None and not self._gone:
+            self._gone = True
+            self._task.cancel()
+
+    def _on_heard(self, listener: asyncio.Task[Any]) -> None:
+        if not listener.cancelled():
+            listener.exception()
+            self._on_gone()
+
+
+async def _fill(buffer: memoryview, receive: Receive) -> None:
+    """Write the body into the buffer, which is as long as was announced."""
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            raise ClientDisconnect
+        chunk = message.get("body", b"")
+        end = size + len(chunk)
+        if end > len(buffer):
+            break
+        buffer[size:end] = chunk
+        size = end
+        if not message.get("more_body", False):
+            break
+    if end != len(buffer):
+        raise BadRequest("the body is not as long as its Content-Length says")
+
+
+async def _collect(receive: Receive, most: int) -> bytearray:
+    """The body, when its length was not announced."""
+    data = bytearray()
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            raise ClientDisconnect
+        data += message.get("body", b"")
+        if len(data) > most:
+            raise TooLarge(f"the image has more than {most} bytes")
+        if not message.get("more_body", False):
+            return data
+
+
+def _headers(job: Job, body: ResultBody) -> list[tuple[bytes, bytes]]:
+    result = job.result
+    assert result is not None
+    timings = result.timings
+    told = ", ".join(f"{stage};dur={seconds * 1000:.2f}" for stage, seconds in timings.items())
+    return [
+        (b"content-type", body.media_type.encode()),
+        (b"content-length", b"%d" % body.size),
+        (b"x-job-id", job.id.encode()),
+        (b"x-device", result.device.encode()),
+        (b"x-batch-size", b"%d" % result.batch_size),
+        (b"x-compute-ms", b"%.2f" % (timings.get("compute", 0.0) * 1000)),
+        (b"server-timing", told.encode()),
+    ]

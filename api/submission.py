@@ -1,0 +1,167 @@
+"""A request of the native API as it comes: multipart, JSON or a bare image; the same fields out of all three."""
+
+from __future__ import annotations
+
+import urllib.parse
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.datastructures import Headers, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import Request
+
+from api import strict_json
+from api.auth import Caller
+from api.images import Role, check_mask, decode_base64, read_image
+from api.options import read_options, single
+from core.errors import BadRequest, InvalidParameter, TooLarge, UnsupportedEncoding
+from core.model import Catalogue, ModelSpec
+from core.request import ImagePart, ImageRequest
+
+MAX_IMAGES = 16
+MAX_FIELDS = 64
+MAX_FIELD = 1 << 20
+MAX_QUERY = 64
+ROLES: dict[str, Role] = {"image": "image", "image[]": "image", "mask": "mask"}
+
+
+@dataclass(slots=True)
+class Submission:
+    """What was sent: images still encoded, fields still unchecked."""
+
+    images: list[bytes] = field(default_factory=list)
+    masks: list[bytes] = field(default_factory=list)
+    fields: dict[str, Any] = field(default_factory=dict)
+
+    def add_image(self, role: Role, data: bytes) -> None:
+        (self.images if role == "image" else self.masks).append(data)
+
+    def add_field(self, name: str, value: Any) -> None:
+        self.fields[name] = single(name, value, self.fields)
+
+
+class _InMemory(MultiPartParser):
+    spool_max_size = 1 << 40  # the body was admitted and bounded: no temporary file
+
+
+async def read_submission(request: Request, max_file: int) -> Submission:
+    """Read the whole body by its content type. Raises `BadRequest` and what lies under it."""
+    kind = media_type(request.headers.get("content-type", ""))
+    found = Submission()
+    read_query(found, request.scope["query_string"])
+    if kind == "multipart/form-data":
+        await read_form(found, request.headers, request.stream(), max_file)
+    elif kind == "application/json":
+        _read_json(found, await request.body(), max_file)
+    elif kind.startswith("image/") or kind == "application/octet-stream":
+        found.add_image("image", await request.body())
+    else:
+        raise UnsupportedEncoding("send multipart/form-data, application/json or the image itself as image/*")
+    return found
+
+
+def media_type(header: str) -> str:
+    """The type of a Content-Type header without its parameters, in lower case."""
+    return header.partition(";")[0].strip().lower()
+
+
+def read_query(found: Submission, query: bytes) -> None:
+    """Add the fields of a query string. Raises `BadRequest`."""
+    if not query:
+        return
+    try:
+        pairs = urllib.parse.parse_qsl(query.decode("ascii"), True, max_num_fields=MAX_QUERY, errors="strict")
+    except ValueError:
+        raise BadRequest(f"the query cannot be read: it is not UTF-8 or has more than {MAX_QUERY} fields") from None
+    for name, value in pairs:
+        found.add_field(name, value)
+
+
+async def read_form(found: Submission, headers: Headers, body: AsyncIterator[bytes], max_file: int) -> None:
+    """Add the files and fields of a multipart body. Raises `BadRequest`, `TooLarge`, `InvalidParameter`."""
+    # One file more than is taken, so that the 17th image gets a sentence of its own.
+    limits = {"max_files": MAX_IMAGES + 2, "max_fields": MAX_FIELDS, "max_part_size": MAX_FIELD}
+    try:
+        form = await _InMemory(headers, body, **limits).parse()  # type: ignore[arg-type]
+    except MultiPartException as fault:
+        raise BadRequest(f"the multipart body cannot be read: {fault.message}") from None
+    try:
+        for name, value in form.multi_items():
+            if isinstance(value, UploadFile):
+                role = ROLES.get(name)
+                if role is None:
+                    raise InvalidParameter(f"a file goes into image or mask, not '{name[:64]}'", parameter=name[:64])
+                found.add_image(role, _limited(await value.read(), role, max_file))
+            elif name in ROLES:
+                raise InvalidParameter(f"'{name}' must be a file (a part with a filename)", parameter=name)
+            else:
+                found.add_field(name, value)
+    finally:
+        await form.close()
+
+
+def _read_json(found: Submission, body: bytes, max_file: int) -> None:
+    given = strict_json.loads(body)
+    if not isinstance(given, dict):
+        raise BadRequest("the JSON body must be an object")
+    for name, value in given.items():
+        if name not in ROLES:
+            found.add_field(name, value)
+            continue
+        texts = value if isinstance(value, list) else [] if value is None else [value]
+        if len(texts) > MAX_IMAGES:
+            raise _too_many(len(texts))
+        for text in texts:
+            if not isinstance(text, str):
+                raise InvalidParameter(f"'{name}' must be base64 text or a data: URL", parameter=name)
+            found.add_image(ROLES[name], decode_base64(text, ROLES[name], max_bytes=max_file))
+
+
+def _limited(data: bytes, role: Role, max_file: int) -> bytes:
+    if len(data) > max_file:
+        raise TooLarge(f"the {role} has {len(data)} bytes; the most is {max_file}", parameter=role)
+    return data
+
+
+def _too_many(count: int) -> InvalidParameter:
+    return InvalidParameter(f"{count} images in one request; the most is {MAX_IMAGES}", parameter="image")
+
+
+def shape_request(
+    found: Submission, catalogue: Catalogue, caller: Caller, *, max_file: int, max_pixels: int, **more: Any
+) -> ImageRequest:
+    """The request that a submission asks for; `more` are further fields of `ImageRequest`. Raises `UnknownModel`,
+    `InvalidParameter`, `InvalidImage`, `UnsupportedImage`, `TooLarge`."""
+    fields = dict(found.fields)
+    name = fields.pop("model", None)
+    if not isinstance(name, str) or not name:
+        raise InvalidParameter("'model' is required; GET /models lists them", parameter="model")
+    spec = catalogue[name]
+    options = read_options(spec, caller, fields)
+    return ImageRequest(
+        model=spec.name,
+        images=read_parts(spec, found, max_file, max_pixels),
+        params=options.params,
+        output=options.output,
+        priority=options.priority,
+        tenant=caller.tenant,
+        **{"deadline": options.deadline, **more},
+    )
+
+
+def read_parts(spec: ModelSpec, found: Submission, max_file: int, max_pixels: int) -> tuple[ImagePart, ...]:
+    """The image, and the mask where the model takes one. Raises as `shape_request`."""
+    if len(found.images) > MAX_IMAGES:
+        raise _too_many(len(found.images))
+    if len(found.images) != 1:
+        raise InvalidParameter(f"model '{spec.name}' takes one image; {len(found.images)} were sent", parameter="image")
+    if len(found.masks) > 1 or bool(found.masks) != spec.needs_mask:
+        wants = "needs one mask" if spec.needs_mask else "takes no mask"
+        raise InvalidParameter(f"model '{spec.name}' {wants}; {len(found.masks)} were sent", parameter="mask")
+    image = read_image(_limited(found.images[0], "image", max_file), "image", max_pixels=max_pixels)
+    if not found.masks:
+        return (image,)
+    mask = read_image(_limited(found.masks[0], "mask", max_file), "mask", max_pixels=max_pixels)
+    check_mask(image, mask)
+    return image, mask

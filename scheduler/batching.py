@@ -1,0 +1,57 @@
+"""When a batch goes, and what to expect of it.
+
+An idle device takes what there is, unless a fuller batch is worth the wait. A busy one is given its next batch as late
+as it can be without starving: a full one a moment before the running batch ends (its images are decoded meanwhile), a
+partial one at the last moment. What is not yet handed out can still be filled up, overtaken or sent elsewhere.
+"""
+
+from __future__ import annotations
+
+import math
+
+from scheduler.backlog import GroupQueue
+from scheduler.config import SchedulerConfig
+from scheduler.roster import Worker
+
+RETURN = 2.0  # a wait must bring so many times what it costs: it also keeps the device from later work
+LAST_MOMENT = 0.002  # seconds before a batch ends at which what follows must be sent, at the least
+BURST = 2.0  # typical gaps without an arrival after which a burst counts as over
+
+
+def hold_until(queue: GroupQueue, since: float, until_free: float, config: SchedulerConfig) -> float:
+    """Until when the last idle device, idle `since` then, waits for more jobs of the only group that waits."""
+    wait, start = queue.arrivals.next()
+    if not _pays(queue, wait, until_free):
+        return since
+    return min(start + BURST * wait, max(since, queue.oldest) + config.max_queue_delay)
+
+
+def prefetch_at(worker: Worker, queue: GroupQueue, most: int, only: bool, config: SchedulerConfig) -> float:
+    """From when on a busy worker may be given its next batch. A partial one never, if its group is the only one that
+    waits and it is worth waiting for the running one's clients to come back: it is decided anew when that has ended."""
+    batch = worker.batches[0]
+    if queue.count >= most:
+        return batch.ends - config.prefetch_lead
+    if only and config.max_queue_delay and _pays(queue, queue.arrivals.echo, math.inf, batch.size):
+        return math.inf
+    return batch.ends - min(max(0.1 * (batch.expected or 0.0), LAST_MOMENT), config.prefetch_lead)
+
+
+def _pays(queue: GroupQueue, wait: float, until_free: float, leaving: int = 0) -> bool:
+    """Whether to wait for one more job pays. Those who wait lose `wait` each, and so does the one they wait for; it
+    gains the time until a device would be free for it, or what this batch takes if that is less. Nobody is awaited
+    when as many are here as there ever are, and an urgent job never waits for others."""
+    gained = min(until_free, queue.curve.seconds(queue.count * queue.cost) or 0.0)
+    here = queue.count + queue.running - leaving
+    return RETURN * wait * (queue.count + 1) < gained and here < queue.arrivals.peak - 0.5 and not queue.lanes[0]
+
+
+def expected_seconds(queue: GroupQueue, worker: Worker, cost: float) -> float | None:
+    """How long a batch should take there; None when this group or this worker was never measured."""
+    base = queue.curve.seconds(cost)
+    return None if base is None or worker.pace is None else base * worker.pace
+
+
+def patience(expected: float | None, timeout: float, config: SchedulerConfig) -> float:
+    """Seconds after which a batch counts as hung."""
+    return timeout if expected is None else min(timeout, max(config.hang_floor, config.hang_factor * expected))

@@ -1,0 +1,35 @@
+"""What an operator may change about the scheduler's decisions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerConfig:
+    """All times are seconds.
+
+    max_queue_delay: the longest a job is held back for a fuller batch while a device is idle (0: never held).
+    shares: how the priorities P0-P3 share the devices by cost when all of them wait.
+    margin: an idle device more than this many times slower than the quickest idle one is passed over.
+    prefetch_lead: how long before its running batch ends a worker may be given a full one to follow.
+    hang_floor, hang_factor: a batch counts as hung after `hang_factor` times its expected time, but never before
+    `hang_floor`, and always after its tickets' own timeout.
+    kept_stories: how many ended jobs `story` still knows.
+    kept_groups: of how many groups the learned pace, arrivals and memory caps are kept.
+    """
+
+    max_queue_delay: float = 0.05
+    shares: tuple[float, float, float, float] = (5.0, 3.0, 1.0, 1.0)
+    margin: float = 1.5
+    prefetch_lead: float = 0.1
+    hang_floor: float = 30.0
+    hang_factor: float = 8.0
+    kept_stories: int = 1_000
+    kept_groups: int = 4_096
+
+    def __post_init__(self) -> None:
+        if min(self.shares) <= 0:
+            raise ValueError("every priority needs a share above 0, or it would starve")
+        if self.margin < 1 or self.hang_factor < 1:
+            raise ValueError("margin and hang_factor are multiples and must be at least 1")

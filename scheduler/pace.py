@@ -1,0 +1,100 @@
+"""What the scheduler learns about time: how long batches take, how fast a device is, how often jobs arrive.
+
+The expected time of a batch is `curve(cost) x pace`: the curve belongs to the group (seconds on a device of pace 1, a
+straight line over the batch's cost), the pace to the worker (2.0: twice as long as a device of pace 1). Only their
+product is ever compared with a measurement, so neither needs a reference device.
+"""
+
+from __future__ import annotations
+
+import math
+
+FAR = 4.0  # a measurement this many times off is not noise: a model was loaded, a device changed its clock
+
+
+class Curve:
+    """Seconds over cost: a line through recent batches, of which newer ones count more."""
+
+    __slots__ = ("_cov", "_var", "_x", "_y", "count")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._x = self._y = self._var = self._cov = 0.0
+
+    def seconds(self, cost: float) -> float | None:
+        """How long a batch of that cost takes at pace 1; None before the first measurement."""
+        if not self.count:
+            return None
+        steepest = self._y / self._x  # through the origin: no fixed part at all
+        known = self._var > 1e-3 * self._x * self._x
+        slope = min(max(self._cov / self._var, 0.0), steepest) if known else steepest / 2
+        return max(self._y + slope * (cost - self._x), 1e-6)
+
+    def learn(self, cost: float, seconds: float) -> None:
+        """A batch of that cost took so long (at pace 1)."""
+        self.count += 1
+        weight = max(1.0 / self.count, 0.05)
+        dx, dy = cost - self._x, seconds - self._y
+        self._x += weight * dx
+        self._y += weight * dy
+        self._var = (1 - weight) * (self._var + weight * dx * dx)
+        self._cov = (1 - weight) * (self._cov + weight * dx * dy)
+
+    def forget(self) -> None:
+        """What was measured so far is worthless."""
+        self.__init__()  # type: ignore[misc]
+
+
+def learn(curve: Curve, pace: float | None, cost: float, seconds: float) -> float:
+    """Take a measured batch into its group's curve and give the worker's new pace (None: it had none yet)."""
+    seconds = max(seconds, 1e-6)
+    base = curve.seconds(cost)
+    if base is None:
+        new = pace or 1.0
+    elif pace is None or seconds < base * pace / FAR:
+        # Far quicker than thought: either the curve's few batches were slow for once (they loaded the model), or this
+        # device is the quick one. A young curve is doubted first.
+        if curve.count < 8 and seconds < base * (pace or 1.0) / FAR:
+            curve.forget()
+            new = pace or 1.0
+        else:
+            new = min(seconds / base, FAR * FAR)
+    else:
+        seconds = min(seconds, FAR * base * pace)
+        new = pace * (seconds / (base * pace)) ** 0.2
+    curve.learn(cost, seconds / new)
+    return new
+
+
+class Arrivals:
+    """Whether the next job of a group is worth a wait.
+
+    gap: how soon, typically, a job follows the one before; echo: how soon one follows the end of a batch, since clients
+    that were answered come back. Both are geometric means: jobs come in bursts, and what counts is the gap within.
+    peak: how many jobs (waiting or running) there are at most lately; when all of them are here, nobody is awaited.
+    """
+
+    __slots__ = ("echo", "ended", "gap", "last", "peak")
+
+    def __init__(self) -> None:
+        self.gap = self.echo = math.inf
+        self.last = self.ended = -math.inf
+        self.peak = 0.0
+
+    def came(self, now: float, alive: int) -> None:
+        """A job has arrived; with it, so many are waiting or running."""
+        if self.ended > self.last:
+            self.echo = _blend(self.echo, now - self.ended)
+        if self.last > -math.inf:
+            self.gap = _blend(self.gap, now - self.last)
+        self.last = now
+        self.peak = max(alive, self.peak + 0.05 * (alive - self.peak))
+
+    def next(self) -> tuple[float, float]:
+        """The typical wait for the next one, and the moment from which it is counted."""
+        return (self.echo, self.ended) if self.ended > self.last else (self.gap, self.last)
+
+
+def _blend(old: float, seconds: float) -> float:
+    seconds = max(seconds, 1e-5)
+    return seconds if old == math.inf else old * (seconds / old) ** 0.1

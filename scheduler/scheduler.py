@@ -1,0 +1,346 @@
+"""The scheduler: told what happened, it says what to do.
+
+`handle(event, now)` takes one event in, then does what time has brought (deadlines, hangs), then fills free slots; the
+commands come back in the order in which they are to be performed. Time is an argument, and never runs backwards here.
+`next_deadline()` says when to send a `Tick` if nothing else happens before.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from core.errors import ImagePoolError
+from core.states import State
+from core.ticket import Group
+from scheduler import events, verdicts, views
+from scheduler.agenda import Agenda
+from scheduler.backlog import Backlog, GroupQueue
+from scheduler.batching import expected_seconds, hold_until, patience, prefetch_at
+from scheduler.commands import Command, Dispatch, Finish, Requeue, Restart, Revoke
+from scheduler.config import SchedulerConfig
+from scheduler.pace import learn
+from scheduler.roster import Roster, Worker
+from scheduler.work import Batch, Job
+
+FRONT = 1 << 40  # a job that goes to the front is numbered before all that arrive
+
+
+class Scheduler:
+    """Every submitted ticket ends exactly once: by an `ItemEnded` that was taken in, or by a `Finish` given out."""
+
+    def __init__(self, config: SchedulerConfig | None = None) -> None:
+        self.config = config or SchedulerConfig()
+        self.backlog = Backlog(self.config.shares, self.config.kept_groups)
+        self.roster = Roster(self.config)
+        self.jobs: dict[str, Job] = {}
+        self.suspects: dict[Job, None] = {}
+        self.draining = False
+        self.now = 0.0
+        self._ended: OrderedDict[str, Job] = OrderedDict()
+        self._deadlines: Agenda[Job] = Agenda(_deadline)
+        self._wake: float | None = None  # when a held or prefetched batch is due
+        self._batches = 0
+        self._arrivals = 0
+        self._commands: list[Command] = []
+        self._take_in: Mapping[type, Callable[[Any], None]] = {
+            events.Submitted: self._submitted,
+            events.Cancelled: self._cancelled,
+            events.ItemEnded: self._item_ended,
+            events.BatchEnded: self._batch_ended,
+            events.BatchOutOfMemory: self._batch_out_of_memory,
+            events.WorkerReady: self._worker_ready,
+            events.WorkerLost: self._worker_lost,
+            events.WorkerDraining: self._worker_draining,
+            events.LoadReport: self._load_report,
+            events.Drain: self._drain,
+            events.Tick: self._tick,
+        }
+
+    # --- the main path ----------------------------------------------------------------------------------------------
+
+    def handle(self, event: events.Event, now: float) -> list[Command]:
+        """Take one event in at `now` (seconds on any monotonic clock) and say what to do."""
+        self.now = max(self.now, now)
+        self._commands = []
+        self._take_in[type(event)](event)
+        while (job := self._deadlines.due(self.now)) is not None:
+            self._finish(job, State.EXPIRED, verdicts.expired(job, self.now))
+        while (worker := self.roster.hung(self.now)) is not None:
+            self._give_up(worker)
+        self._fill()
+        return self._commands
+
+    def next_deadline(self) -> float | None:
+        """When time itself will matter next: always later than the last `handle`, None when it never will."""
+        moments = (self._deadlines.least(), self.roster.next_hang(), self._wake)
+        soonest = min((moment for moment in moments if moment is not None), default=math.inf)
+        return None if soonest == math.inf else soonest
+
+    def _fill(self) -> None:
+        """Hand out what can be handed out: suspects first, each alone; then whoever's turn it is, as long as a worker
+        is idle or about to be."""
+        self._wake = None
+        if self.draining:
+            return
+        while self.suspects and (worker := self.roster.next_idle()) is not None:
+            suspect = next(iter(self.suspects))
+            del self.suspects[suspect]
+            self._dispatch(worker, self.backlog.group(suspect.ticket.group), [suspect], alone=True)
+        while self.backlog.count:
+            idle = self.roster.next_idle()
+            worker = idle or (None if self.suspects else self.roster.next_ending(self.now))
+            if worker is None:
+                return
+            queue = self.backlog.next_group()
+            most = queue.room(worker.name)
+            only = queue.count == self.backlog.count
+            if idle:
+                due = self._held(worker, queue, most, only)
+            else:
+                due = prefetch_at(worker, queue, most, only, self.config)
+            if due > self.now:
+                self._wake = due
+                return
+            self._dispatch(worker, queue, self.backlog.take(queue, most))
+
+    def _held(self, worker: Worker, queue: GroupQueue, most: int, only: bool) -> float:
+        """Until when an idle device waits for more of this group: not while another could serve whoever comes, nor when
+        other groups wait for it."""
+        if not only or queue.count >= most or self.roster.idle > 1:
+            return self.now
+        return hold_until(queue, worker.freed, self.roster.next_end() - self.now, self.config)
+
+    def _dispatch(self, worker: Worker, queue: GroupQueue, jobs: list[Job], *, alone: bool = False) -> None:
+        self._batches += 1
+        cost = sum(job.ticket.cost for job in jobs)
+        expected = expected_seconds(queue, worker, cost)
+        limit = patience(expected, max(job.ticket.timeout for job in jobs), self.config)
+        batch = Batch(self._batches, worker, queue, {}, len(jobs), cost, expected, limit, alone)
+        note = f"dispatched to {worker.name}#{worker.incarnation} in batch {batch.number} of {batch.size}"
+        for job in jobs:
+            job.batch = batch
+            batch.jobs[job.ticket.id] = job
+            job.note(self.now, note)
+        queue.running += batch.size
+        worker.batches.append(batch)
+        self._start_next(worker)
+        tickets = tuple(job.ticket for job in jobs)
+        self._commands.append(Dispatch(worker.name, worker.incarnation, batch.number, tickets))
+
+    def _start_next(self, worker: Worker) -> None:
+        """The first batch that a worker holds is running, from the moment it became the first."""
+        if not worker.batches:
+            worker.freed = self.now
+        elif worker.batches[0].started is None:
+            worker.batches[0].started = self.now
+        self.roster.file(worker)
+
+    def _give_up(self, worker: Worker) -> None:
+        batch = worker.batches[0]
+        worker.closing = worker.hung = True
+        self.roster.file(worker)
+        why = f"batch {batch.number} ({batch.group.group} x{batch.size}) did not end within {batch.patience:.1f} s"
+        self._commands.append(Restart(worker.name, worker.incarnation, why))
+
+    # --- how jobs end and come back -----------------------------------------------------------------------------------
+
+    def _end(self, job: Job, how: str) -> None:
+        job.ended = True
+        job.batch = None
+        job.note(self.now, how)
+        self._deadlines.discard(job)
+        del self.jobs[job.ticket.id]
+        self._ended[job.ticket.id] = job
+        if len(self._ended) > self.config.kept_stories:
+            self._ended.popitem(last=False)
+
+    def _finish(self, job: Job, state: State, error: ImagePoolError) -> None:
+        """End a job by our own decision, wherever it is. In flight, its batch keeps its slot until it ends."""
+        self._commands.append(Finish(job.ticket.id, state, error.info()))
+        if (batch := job.batch) is not None and job.ticket.id in batch.jobs:
+            batch.spoilt = True
+            self._commands.append(Revoke(batch.worker.name, batch.worker.incarnation, batch.number, job.ticket.id))
+        elif job.lane is not None:
+            self.backlog.remove(job)
+        else:
+            self.suspects.pop(job, None)
+        self._end(job, f"{state}: {error.code}")
+
+    def _put_back(self, job: Job, why: str, *, guilty: bool = False) -> None:
+        """A job that its batch did not answer waits again, before all that came after it. `guilty`: its worker died
+        while running it; a suspect that was alone then has proved it."""
+        proved = guilty and job.batch is not None and job.batch.alone
+        job.deaths += guilty
+        job.batch = None
+        if proved:
+            self._finish(job, State.FAILED, verdicts.poisonous(job))
+            return
+        job.note(self.now, f"back to the front: {why}")
+        self._commands.append(Requeue(job.ticket.id, why))
+        if job.suspect:
+            self.suspects[job] = None
+        else:
+            self.backlog.add(job, self.backlog.group(job.ticket.group), back=True)
+
+    def _release(self, batch: Batch) -> list[Job]:
+        """Take a batch from its worker; the next one starts. The jobs that it has not answered."""
+        batch.worker.batches.remove(batch)
+        batch.group.running -= batch.size
+        self._start_next(batch.worker)
+        return [job for job in batch.jobs.values() if not job.ended]
+
+    # --- events -------------------------------------------------------------------------------------------------------
+
+    def _submitted(self, event: events.Submitted) -> None:
+        ticket = event.ticket
+        if ticket.id in self.jobs:
+            return  # it lives already, and ends once
+        self._arrivals += 1
+        job = Job(ticket, self._arrivals - FRONT if event.front else self._arrivals, self.now)
+        self.jobs[ticket.id] = job
+        queue = self.backlog.group(ticket.group)
+        self.backlog.add(job, queue, back=event.front)
+        if not event.front:
+            queue.arrivals.came(self.now, queue.count + queue.running)
+        if ticket.deadline is not None:
+            self._deadlines.add(job)
+
+    def _cancelled(self, event: events.Cancelled) -> None:
+        if (job := self.jobs.get(event.job)) is not None:
+            self._finish(job, State.CANCELLED, verdicts.cancelled())
+
+    def _item_ended(self, event: events.ItemEnded) -> None:
+        batch = self.roster.holding(event.worker, event.incarnation, event.batch)
+        job = batch.jobs.pop(event.job, None) if batch is not None else None
+        if job is None or batch is None or job.ended:
+            return
+        batch.spoilt |= event.error is not None
+        self._end(job, f"failed: {event.error.code}" if event.error is not None else "succeeded")
+
+    def _batch_ended(self, event: events.BatchEnded) -> None:
+        batch = self.roster.holding(event.worker, event.incarnation, event.batch)
+        if batch is None:
+            return
+        worker = batch.worker
+        if batch.started is not None and not batch.spoilt and not batch.jobs:
+            seconds = event.seconds if event.seconds > 0 else self.now - batch.started
+            worker.pace = learn(batch.group.curve, worker.pace, batch.cost, seconds)
+            worker.measured, worker.doubted = self.now, False
+        batch.group.arrivals.ended = self.now
+        worker.done += 1
+        worker.items += batch.size
+        for job in self._release(batch):
+            self._put_back(job, "its batch ended without an answer", guilty=True)
+
+    def _batch_out_of_memory(self, event: events.BatchOutOfMemory) -> None:
+        batch = self.roster.holding(event.worker, event.incarnation, event.batch)
+        if batch is None:
+            return
+        name, caps = batch.worker.name, batch.group.caps
+        caps[name] = min(caps.get(name, batch.size), max(1, batch.size // 2))
+        for job in self._release(batch):
+            job.batch = None
+            if batch.size > 1:
+                self._put_back(job, f"no memory for {batch.size} at {name}, {caps[name]} at most from now on")
+            else:
+                self._finish(job, State.FAILED, verdicts.does_not_fit(job, name, event.message))
+
+    def _worker_ready(self, event: events.WorkerReady) -> None:
+        worker = self.roster.worker(event.worker)
+        if event.incarnation <= worker.incarnation:
+            return
+        self._lose(worker, "a newer incarnation took its place", blamed=False)
+        worker.incarnation, worker.alive = event.incarnation, True
+        worker.measured = worker.freed = self.now
+        self.roster.file(worker)
+
+    def _worker_lost(self, event: events.WorkerLost) -> None:
+        worker = self.roster.worker(event.worker)
+        if event.incarnation < worker.incarnation:
+            return
+        self._lose(worker, event.cause, blamed=event.blame == "running" and event.incarnation == worker.incarnation)
+        worker.incarnation = event.incarnation
+
+    def _lose(self, worker: Worker, cause: str, *, blamed: bool) -> None:
+        held = list(worker.batches)
+        worker.alive = worker.closing = worker.hung = False
+        worker.batches.clear()
+        self.roster.file(worker)
+        for batch in held:
+            batch.group.running -= batch.size
+            for job in batch.jobs.values():
+                if not job.ended:
+                    guilty = blamed and batch is held[0]
+                    self._put_back(job, f"{worker.name}#{worker.incarnation} was lost: {cause}", guilty=guilty)
+
+    def _worker_draining(self, event: events.WorkerDraining) -> None:
+        worker = self.roster.workers.get(event.worker)
+        if worker is not None and worker.incarnation == event.incarnation:
+            worker.closing = True
+            self.roster.file(worker)
+
+    def _load_report(self, event: events.LoadReport) -> None:
+        worker = self.roster.workers.get(event.worker)
+        if worker is not None:
+            worker.utilisation = event.utilisation or 0.0
+            worker.crowded = bool(event.memory_total) and (event.memory_free or 0) < 0.05 * (event.memory_total or 0)
+            self.roster.doubt(worker, self.now)
+
+    def _drain(self, event: events.Drain) -> None:
+        self.draining = True
+
+    def _tick(self, event: events.Tick) -> None:
+        pass
+
+    # --- told and checked ---------------------------------------------------------------------------------------------
+
+    def position(self, job_id: str) -> int | None:
+        """How many jobs will probably be handed out before it, plus one: an estimate. None when it does not wait."""
+        job = self.jobs.get(job_id)
+        if job is None or job.batch is not None:
+            return None
+        return self.backlog.position(job) if job.lane is not None else 1
+
+    @property
+    def holding(self) -> bool:
+        """Jobs are held back for now, and a moment is set at which they go."""
+        return self._wake is not None and self._wake > self.now
+
+    def story(self, job_id: str) -> list[str]:
+        """What happened to a job, line by line. Known for living jobs and for the last that ended; else empty."""
+        job = self.jobs.get(job_id) or self._ended.get(job_id)
+        return [] if job is None else job.story()
+
+    def waiting_by_priority(self) -> dict[int, int]:
+        """How many wait, by priority; suspects among them."""
+        counts = {rank.priority: rank.count for rank in self.backlog.ranks}
+        for job in self.suspects:
+            counts[job.ticket.priority] += 1
+        return counts
+
+    def waiting_by_group(self) -> dict[Group, int]:
+        """How many wait, by group, where any do."""
+        counts = {queue.group: queue.count for queue in self.backlog.groups.values() if queue.count}
+        for job in self.suspects:
+            counts[job.ticket.group] = counts.get(job.ticket.group, 0) + 1
+        return counts
+
+    def workers(self) -> Sequence[views.WorkerView]:
+        """Every worker ever heard of: its state, what it holds, how fast it is."""
+        return [views.view(worker) for worker in self.roster.workers.values()]
+
+    def check(self) -> None:
+        """Verify every invariant. Raises AssertionError with the story of the job it is about."""
+        views.check(self)
+
+    def __repr__(self) -> str:
+        return views.describe(self)
+
+
+def _deadline(job: Job) -> float:
+    deadline = job.ticket.deadline
+    assert deadline is not None
+    return deadline

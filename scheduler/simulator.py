@@ -1,0 +1,339 @@
+"""The real scheduler on a fake clock: devices that are slow, run out of memory, crash and hang, and their clients.
+
+    simulation = Simulation(Scheduler(), [Device("cuda:0"), Device("cuda:1", slowness=3.0)])
+    simulation.closed_loop(clients=64, jobs=10_000)
+    print(simulation.run())
+
+Everything random comes from one seeded generator, so a run can be repeated exactly.
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+from random import Random
+
+from core.request import Priority
+from core.ticket import Group, Ticket
+from scheduler.commands import Command, Dispatch, Finish, Requeue, Restart
+from scheduler.events import (
+    BatchEnded,
+    BatchOutOfMemory,
+    Cancelled,
+    Event,
+    ItemEnded,
+    Submitted,
+    Tick,
+    WorkerLost,
+    WorkerReady,
+)
+from scheduler.scheduler import Scheduler
+
+GROUP = Group("simulated", "1", 512, 512, limit=8)
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A device that takes `slowness x (fixed + each x cost)` seconds for a batch, give or take `jitter` of it.
+
+    crash, hang: the chance of either per batch. memory: batches of more items do not fit. boot: seconds that a restart
+    takes.
+    """
+
+    name: str
+    slowness: float = 1.0
+    fixed: float = 0.005
+    each: float = 0.0005
+    jitter: float = 0.0
+    crash: float = 0.0
+    hang: float = 0.0
+    memory: int = 1_000
+    boot: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """What clients ask for: each job draws its group, priority and tenant evenly from these.
+
+    poison: the chance that a job kills whatever runs it. cancel: that it is cancelled `cancel_after` seconds after
+    submission. deadline: seconds after submission."""
+
+    groups: Sequence[Group] = (GROUP,)
+    priorities: Sequence[Priority] = (Priority.NORMAL,)
+    tenants: Sequence[str] = ("anonymous",)
+    cost: float = 1.0
+    poison: float = 0.0
+    cancel: float = 0.0
+    cancel_after: float = 0.01
+    deadline: float | None = None
+
+
+@dataclass(slots=True)
+class Report:
+    """What a simulation came to. Times are simulated seconds.
+
+    busy, done: how long each device ran batches, and how many items. served: the cost that each tenant got. waited: by
+    priority, how long each job waited for its last dispatch."""
+
+    makespan: float = 0.0
+    events: int = 0
+    ends: Counter[str] = field(default_factory=Counter)
+    batches: int = 0
+    items: int = 0
+    restarts: int = 0
+    requeues: int = 0
+    busy: Counter[str] = field(default_factory=Counter)
+    done: Counter[str] = field(default_factory=Counter)
+    served: Counter[str] = field(default_factory=Counter)
+    served_by_priority: Counter[int] = field(default_factory=Counter)
+    waited: dict[int, array[float]] = field(default_factory=lambda: {p: array("d") for p in Priority})
+
+    @property
+    def throughput(self) -> float:
+        """Jobs that succeeded per second."""
+        return self.ends["succeeded"] / self.makespan if self.makespan else 0.0
+
+    @property
+    def batch_size(self) -> float:
+        return self.items / self.batches if self.batches else 0.0
+
+    @property
+    def utilisation(self) -> float:
+        """The mean part of the time that the devices were busy, 0-1."""
+        return sum(self.busy.values()) / (len(self.busy) * self.makespan) if self.busy and self.makespan else 0.0
+
+    @property
+    def fairness(self) -> float:
+        """Jain's index over what the tenants got: 1 when all got the same, 1/n when one got everything."""
+        got = self.served.values()
+        return sum(got) ** 2 / (len(got) * sum(x * x for x in got)) if sum(got) else 1.0
+
+    def waits(self) -> Mapping[int, tuple[float, float]]:
+        """Mean and 95th percentile of the waiting time by priority."""
+        return {p: (sum(w) / len(w), sorted(w)[int(0.95 * (len(w) - 1))]) for p, w in self.waited.items() if w}
+
+    def __str__(self) -> str:
+        waits = ", ".join(f"P{p} {1e3 * mean:.1f}/{1e3 * p95:.1f} ms" for p, (mean, p95) in self.waits().items())
+        return (f"{sum(self.ends.values())} jobs in {self.makespan:.3f} s: {self.throughput:.0f}/s, "
+                f"batches of {self.batch_size:.2f}, utilisation {self.utilisation:.3f}, fairness {self.fairness:.3f}, "
+                f"waited (mean/P95) {waits}; {dict(self.ends)}, {self.restarts} restarts, {self.requeues} requeues")
+
+
+class _Life:
+    """One incarnation of a simulated worker. `until`: when the batch that it runs ends."""
+
+    def __init__(self, device: Device, incarnation: int) -> None:
+        self.device = device
+        self.incarnation = incarnation
+        self.held: deque[Dispatch] = deque()
+        self.busy = False
+        self.dead = False
+
+
+class Simulation:
+    """Plays clients, engine and workers. `latency`: seconds that a message takes between master and worker; `spacing`:
+    the least seconds between two submissions (what the master itself needs for each)."""
+
+    def __init__(self, scheduler: Scheduler, devices: Sequence[Device], *, seed: int = 0, latency: float = 0.0,
+                 spacing: float = 0.0) -> None:
+        self.scheduler = scheduler
+        self.report = Report()
+        self.now = 0.0
+        self._random = Random(seed)
+        self._latency = latency
+        self._spacing = spacing
+        self._door = 0.0
+        self._heap: list[tuple[float, int, Callable[[], None]]] = []
+        self._turn = 0
+        self._submitted: dict[str, tuple[Ticket, float]] = {}
+        self._dispatched: dict[str, float] = {}
+        self._then: dict[str, Callable[[], None]] = {}
+        self._poison: set[str] = set()
+        self._jobs = 0
+        self._lives: dict[str, _Life] = {}
+        for device in devices:
+            self._lives[device.name] = life = _Life(device, 1)
+            self.report.busy[device.name] = 0
+            self.at(0.0, lambda life=life: self._boot(life))  # type: ignore[misc]
+
+    # --- clients ------------------------------------------------------------------------------------------------------
+
+    def poisson(self, rate: float, jobs: int, mix: Mix | None = None) -> None:
+        """`jobs` arrive at random, `rate` per second."""
+        mix = mix or Mix()
+
+        def arrive(left: int) -> None:
+            self.submit(mix)
+            if left > 1:
+                self.at(self.now + self._random.expovariate(rate), lambda: arrive(left - 1))
+
+        self.at(self._random.expovariate(rate), lambda: arrive(jobs))
+
+    def closed_loop(self, clients: int, jobs: int, mix: Mix | None = None, think: float = 0.0) -> None:
+        """`clients` that each send the next job `think` seconds after the last ended, `jobs` in all."""
+        mix = mix or Mix()
+        left = jobs
+
+        def send() -> None:
+            nonlocal left
+            if left > 0:
+                left -= 1
+                self.submit(mix, then=lambda: self.at(self.now + think, send))
+
+        for _ in range(clients):
+            self.at(0.0, send)
+
+    def submit(self, mix: Mix, then: Callable[[], None] | None = None) -> None:
+        """One job of the mix, now. `then` is called when it has ended."""
+        pick = self._random
+        self._jobs += 1
+        name = f"job-{self._jobs}"
+        self._door = at = max(self.now, self._door + self._spacing)
+        ticket = Ticket(
+            name,
+            pick.choice(mix.groups),
+            mix.cost,
+            pick.choice(mix.priorities),
+            pick.choice(mix.tenants),
+            None if mix.deadline is None else at + mix.deadline,
+        )
+        self._submitted[name] = ticket, at
+        if then is not None:
+            self._then[name] = then
+        if mix.poison and pick.random() < mix.poison:
+            self._poison.add(name)
+        if mix.cancel and pick.random() < mix.cancel:
+            self.at(at + mix.cancel_after, lambda: self._tell(Cancelled(name)))
+        if at > self.now:
+            self.at(at, lambda: self._tell(Submitted(ticket)))
+        else:
+            self._tell(Submitted(ticket))
+
+    # --- the clock ----------------------------------------------------------------------------------------------------
+
+    def at(self, when: float, call: Callable[[], None]) -> None:
+        """Do something later."""
+        self._turn += 1
+        heappush(self._heap, (when, self._turn, call))
+
+    def run(self, until: float = math.inf) -> Report:
+        """Until nothing is left to happen, or the clock reaches `until`."""
+        while True:
+            deadline = self.scheduler.next_deadline()
+            event = self._heap[0][0] if self._heap else math.inf
+            moment = min(event, math.inf if deadline is None else deadline)
+            if moment > until or moment == math.inf:
+                break
+            self.now = moment
+            if event <= moment:
+                heappop(self._heap)[2]()
+            else:
+                self._tell(Tick())
+        self.report.makespan = self.now
+        return self.report
+
+    def _tell(self, event: Event) -> None:
+        self.report.events += 1
+        for command in self.scheduler.handle(event, self.now):
+            self._perform(command)
+
+    # --- the engine's part --------------------------------------------------------------------------------------------
+
+    def _perform(self, command: Command) -> None:
+        if isinstance(command, Dispatch):
+            for ticket in command.tickets:
+                self._dispatched[ticket.id] = self.now
+            life = self._lives[command.worker]
+            if life.incarnation == command.incarnation:
+                self.at(self.now + self._latency, lambda: self._receive(life, command))
+        elif isinstance(command, Finish):
+            self._ended(command.job, str(command.state))
+        elif isinstance(command, Restart):
+            self.report.restarts += 1
+            self._die(self._lives[command.worker], "hung")
+        elif isinstance(command, Requeue):
+            self.report.requeues += 1
+
+    def _ended(self, job: str, how: str) -> None:
+        if job not in self._submitted:
+            assert how == "succeeded", f"{job} ended twice"
+            return  # its answer crossed a cancel
+        ticket, since = self._submitted.pop(job)
+        self.report.ends[how] += 1
+        if how == "succeeded":
+            self.report.served[ticket.tenant] += ticket.cost  # type: ignore[assignment]
+            self.report.served_by_priority[ticket.priority] += ticket.cost  # type: ignore[assignment]
+            self.report.waited[ticket.priority].append(self._dispatched[job] - since)
+        self._dispatched.pop(job, None)
+        self._poison.discard(job)
+        if (then := self._then.pop(job, None)) is not None:
+            then()
+
+    # --- the workers' part --------------------------------------------------------------------------------------------
+
+    def _boot(self, life: _Life) -> None:
+        self._lives[life.device.name] = life
+        self._tell(WorkerReady(life.device.name, life.incarnation))
+
+    def _receive(self, life: _Life, batch: Dispatch) -> None:
+        if not life.dead:
+            life.held.append(batch)
+            self._next(life)
+
+    def _next(self, life: _Life) -> None:
+        if life.busy or life.dead or not life.held:
+            return
+        device, batch, chance = life.device, life.held[0], self._random
+        life.busy = True
+        seconds = device.slowness * (device.fixed + device.each * sum(ticket.cost for ticket in batch.tickets))
+        seconds *= 1.0 + device.jitter * chance.uniform(-1, 1)
+        self.report.batches += 1
+        self.report.items += len(batch.tickets)
+        if len(batch.tickets) > device.memory:
+            self.at(self.now + self._latency, lambda: self._answer_no_memory(life))
+        elif device.hang and chance.random() < device.hang:
+            pass  # only a Restart helps
+        elif any(ticket.id in self._poison for ticket in batch.tickets) or (
+            device.crash and chance.random() < device.crash
+        ):
+            self.at(self.now + seconds / 2, lambda: self._die(life, "crashed"))
+        else:
+            self.at(self.now + seconds, lambda: self._finish(life, seconds))
+
+    def _finish(self, life: _Life, seconds: float) -> None:
+        if life.dead:
+            return
+        batch = life.held.popleft()
+        life.busy = False
+        self.report.busy[life.device.name] += seconds  # type: ignore[assignment]
+        self.report.done[life.device.name] += len(batch.tickets)
+        self._next(life)
+        self.at(self.now + self._latency, lambda: self._answer(life, batch, seconds))
+
+    def _answer(self, life: _Life, batch: Dispatch, seconds: float) -> None:
+        name, incarnation = life.device.name, life.incarnation
+        for ticket in batch.tickets:
+            self._tell(ItemEnded(name, incarnation, batch.batch, ticket.id))
+        self._tell(BatchEnded(name, incarnation, batch.batch, seconds))
+        if not life.dead:
+            for ticket in batch.tickets:
+                self._ended(ticket.id, "succeeded")
+
+    def _answer_no_memory(self, life: _Life) -> None:
+        if not life.dead:
+            batch = life.held.popleft()
+            life.busy = False
+            self._next(life)
+            self._tell(BatchOutOfMemory(life.device.name, life.incarnation, batch.batch))
+
+    def _die(self, life: _Life, cause: str) -> None:
+        if life.dead:
+            return
+        life.dead = True
+        new = _Life(life.device, life.incarnation + 1)
+        self._tell(WorkerLost(life.device.name, life.incarnation, cause))
+        self.at(self.now + life.device.boot, lambda: self._boot(new))

@@ -1,0 +1,89 @@
+"""What the scheduler remembers of a job and of a batch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from core.ticket import Ticket
+
+if TYPE_CHECKING:
+    from scheduler.backlog import GroupQueue, Lane
+    from scheduler.roster import Worker
+
+NOTES = 32  # a job's story keeps its beginning and its last so many lines
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """One living ticket: it waits in a lane, or among the suspects (both None), or runs in a batch.
+
+    number: its place in the order of arrival; negative when it goes before all that arrive. deaths: workers that died
+    while they ran it. charged: its cost has been taken from its tenant's share (once, however often it is retried).
+    """
+
+    ticket: Ticket
+    number: int
+    since: float
+    lane: Lane | None = None
+    batch: Batch | None = None
+    deaths: int = 0
+    charged: bool = False
+    ended: bool = False
+    notes: tuple[tuple[float, str], ...] = ()
+
+    @property
+    def suspect(self) -> bool:
+        """Two workers died under it: it runs alone from now on."""
+        return self.deaths >= 2
+
+    def note(self, now: float, text: str) -> None:
+        """One more line of its story."""
+        self.notes = (*self.notes[-NOTES:], (now, text))
+
+    def story(self) -> list[str]:
+        """What happened to it, in order, with seconds since it came."""
+        ticket = self.ticket
+        head = f"+0.000 submitted at {self.since:.3f}: P{int(ticket.priority)} {ticket.group} cost {ticket.cost:g}"
+        return [head, *(f"+{now - self.since:.3f} {text}" for now, text in self.notes)]
+
+    def __repr__(self) -> str:
+        where = "ended" if self.ended else "waits" if self.batch is None else f"in batch {self.batch.number}"
+        return f"<Job {self.ticket.id} {where}>"
+
+
+@dataclass(slots=True, eq=False)
+class Batch:
+    """Jobs of one group at one worker.
+
+    jobs: those that the worker has not answered yet, cancelled ones among them. expected: seconds it should take, None
+    when nothing like it was measured yet. patience: seconds until it counts as hung. alone: it holds a suspect, and
+    nothing is sent beside it. started: when it became its worker's running batch. spoilt: a job of it failed or was
+    revoked, so that its time says nothing about others.
+    """
+
+    number: int
+    worker: Worker
+    group: GroupQueue
+    jobs: dict[str, Job]
+    size: int
+    cost: float
+    expected: float | None
+    patience: float
+    alone: bool = False
+    started: float | None = None
+    spoilt: bool = False
+
+    @property
+    def ends(self) -> float:
+        """When it should end; infinite while it waits behind another, or unknown."""
+        return math.inf if self.started is None or self.expected is None else self.started + self.expected
+
+    @property
+    def hangs(self) -> float:
+        """From when on it counts as hung."""
+        return math.inf if self.started is None else self.started + self.patience
+
+    def __repr__(self) -> str:
+        return f"<Batch {self.number} {self.group.group} x{self.size} on {self.worker.name}>"

@@ -1,0 +1,244 @@
+"""The memory of images: inputs and results as files that appear whole or not at all.
+
+Layout under the root: `{job}.{ext}` results, `inputs/{job}/{n}-{role}.{ext}`, `tmp/` for files being written. A file is
+written in `tmp/`, flushed, renamed into place, and its folder flushed: after that, power may go.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from uuid import uuid4
+
+from core.errors import StorageFull
+from store.faults import RETRY_AFTER, disk_faults
+from store.names import (
+    EXTENSIONS,
+    INPUTS,
+    JOB_ID,
+    RESULT,
+    TEMPORARY,
+    check_id,
+    check_name,
+    input_name,
+    result_name,
+)
+
+Data = bytes | bytearray | memoryview
+
+
+class FileStore:
+    """The images under `root`, named relative to it with '/' between the parts. All methods block and may be called
+    from any thread.
+
+    `min_free` bytes of the disk are left alone, so that jobs already accepted can still end; `max_bytes` bounds the
+    images themselves (None: no bound). Everything raises `StorageFull` when room is missing and `StorageFailed` when
+    the disk refuses for another reason; then no part of a file stays behind.
+    """
+
+    def __init__(self, root: Path | str, *, min_free: int = 256 << 20, max_bytes: int | None = None) -> None:
+        self.root = Path(root)
+        self.min_free = min_free
+        self.max_bytes = max_bytes
+        self._inputs = self.root / INPUTS
+        self._temporary = self.root / TEMPORARY
+        self._lock = threading.Lock()
+        with disk_faults():
+            self._inputs.mkdir(parents=True, exist_ok=True)
+            self._temporary.mkdir(exist_ok=True)
+            _flush_folder(self.root)
+            self._used = sum(entry.stat().st_size for _, entry in self._images())
+
+    # --- writing ------------------------------------------------------------------------------------------------------
+
+    def put_result(self, job_id: str, format: str, data: Data) -> str:
+        """Keep a result; its name. A result that is there already is replaced in one step."""
+        name = result_name(job_id, format)
+        self._put({name: data})
+        return name
+
+    def put_input(self, job_id: str, n: int, role: str, format: str, data: Data) -> str:
+        """Keep the n-th image of a request; its name."""
+        name = input_name(job_id, n, role, format)
+        self._put({name: data})
+        return name
+
+    def put_inputs(self, job_id: str, parts: Sequence[tuple[str, str, Data]]) -> list[str]:
+        """Keep all images of a request, given as (role, format, data): all or none. Cheaper than one by one, because
+        the folder is flushed once."""
+        files = {input_name(job_id, n, role, format): data for n, (role, format, data) in enumerate(parts)}
+        if files:
+            self._put(files)
+        return list(files)
+
+    def delete(self, job_id: str) -> None:
+        """Remove all files of a job. What is not there is fine."""
+        check_id(job_id)
+        with disk_faults():
+            for extension in EXTENSIONS.values():
+                self._remove(self.root / f"{job_id}.{extension}")
+        self.delete_inputs(job_id)
+
+    def delete_inputs(self, job_id: str) -> None:
+        """Remove the inputs of a job that has ended; its result stays. What is not there is fine."""
+        check_id(job_id)
+        folder = self._inputs / job_id
+        with disk_faults():
+            for file in _files_of(folder):
+                self._remove(file)
+            with suppress(FileNotFoundError):
+                folder.rmdir()
+
+    def sweep(self, known: Collection[str]) -> int:
+        """Remove what a crash left: unfinished writes, and files of jobs that are not among the `known` ids. How many
+        files went. To be called while nothing else writes, after the lock was taken and before jobs are accepted.
+        Files that this server would not have named are left alone."""
+        removed = 0
+        with disk_faults():
+            for leftover in list(self._temporary.iterdir()):
+                _remove_leftover(leftover)
+                removed += 1
+            orphans = [entry.path for job_id, entry in self._images() if job_id not in known]
+            for orphan in orphans:
+                self._remove(Path(orphan))
+            for folder in list(self._inputs.iterdir()):
+                if JOB_ID.fullmatch(folder.name) and folder.name not in known:
+                    with suppress(OSError):  # not empty: it holds a stranger's file
+                        folder.rmdir()
+        return removed + len(orphans)
+
+    # --- asking -------------------------------------------------------------------------------------------------------
+
+    def path(self, name: str) -> Path:
+        """Where the file of that name is (or would be). Raises `JobNotFound` for a name that this store never gives."""
+        return self.root / check_name(name)
+
+    def usage(self) -> int:
+        """Bytes of all inputs and results."""
+        return self._used
+
+    def room(self, extra: int = 0) -> None:
+        """Raise `StorageFull` when `extra` more bytes would take the disk's reserve or exceed the bound."""
+        with disk_faults():
+            disk = os.statvfs(self.root)
+        if disk.f_bavail * disk.f_frsize - extra < self.min_free:
+            raise StorageFull(
+                "the server's disk has no room for another job; try again later, or let the operator make room",
+                retry_after=RETRY_AFTER,
+            )
+        if self.max_bytes is not None and self._used + extra > self.max_bytes:
+            raise StorageFull(
+                f"the images kept have reached the {self.max_bytes >> 20} MiB set for them; "
+                "try again when older results have been removed",
+                retry_after=RETRY_AFTER,
+            )
+
+    # --- files --------------------------------------------------------------------------------------------------------
+
+    def _put(self, files: Mapping[str, Data]) -> None:
+        """Write files of one folder: every one flushed under a temporary name, then all renamed, then the folder."""
+        places = [self.root / name for name in files]
+        folder = places[0].parent
+        temporaries: list[Path] = []
+        placed: list[Path] = []
+        new = False
+        try:
+            with disk_faults():
+                for data in files.values():
+                    temporaries.append(self._temporary / uuid4().hex)
+                    _write(temporaries[-1], data)
+                new = folder != self.root and _make(folder)
+                for temporary, place in zip(temporaries, places, strict=True):
+                    if self._rename(temporary, place):
+                        placed.append(place)
+                _flush_folder(folder)
+                if new:
+                    _flush_folder(self._inputs)
+        except BaseException:
+            with suppress(OSError):
+                for temporary in temporaries:
+                    temporary.unlink(missing_ok=True)
+                for place in placed:
+                    self._remove(place)
+                if new:
+                    folder.rmdir()
+            raise
+
+    def _rename(self, temporary: Path, place: Path) -> bool:
+        """Whether nothing was at that place before."""
+        with self._lock:
+            before = _size(place)
+            size = temporary.stat().st_size
+            temporary.replace(place)
+            self._used += size - (before or 0)
+            return before is None
+
+    def _remove(self, file: Path) -> None:
+        with self._lock:
+            if (size := _size(file)) is not None:
+                file.unlink()
+                self._used -= size
+
+    def _images(self) -> Iterator[tuple[str, os.DirEntry[str]]]:
+        """(job id, file) of every image kept."""
+        with os.scandir(self.root) as entries:
+            for entry in entries:
+                if (match := RESULT.fullmatch(entry.name)) and entry.is_file(follow_symlinks=False):
+                    yield match[1], entry
+        with os.scandir(self._inputs) as folders:
+            for folder in folders:
+                if JOB_ID.fullmatch(folder.name) and folder.is_dir(follow_symlinks=False):
+                    with os.scandir(folder) as entries:
+                        yield from ((folder.name, entry) for entry in entries if entry.is_file(follow_symlinks=False))
+
+
+def _write(file: Path, data: Data) -> None:
+    fd = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    try:
+        rest = memoryview(data).cast("B")
+        while rest:
+            rest = rest[os.write(fd, rest) :]
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _remove_leftover(leftover: Path) -> None:
+    if leftover.is_dir() and not leftover.is_symlink():
+        shutil.rmtree(leftover)
+    else:
+        leftover.unlink()
+
+
+def _make(folder: Path) -> bool:
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        return False
+    return True
+
+
+def _flush_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _files_of(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except FileNotFoundError:
+        return []
+
+
+def _size(file: Path) -> int | None:
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:
+        return None

@@ -1,0 +1,53 @@
+"""One server per outputs folder: an advisory lock that the kernel drops when its process dies, however it dies."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+from types import TracebackType
+
+from core.errors import StorageFailed
+from store.faults import disk_faults
+
+LOCK = ".lock"
+
+
+class FolderLock:
+    """Holds the folder from construction to `close`. Raises `StorageFailed` when another server holds it.
+
+    The file stays when the lock goes: removing it would let two servers lock two files of the same name.
+    """
+
+    def __init__(self, root: Path | str) -> None:
+        with disk_faults():
+            Path(root).mkdir(parents=True, exist_ok=True)
+            self._fd = os.open(Path(root) / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            try:
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.truncate(self._fd, 0)
+                os.pwrite(self._fd, str(os.getpid()).encode(), 0)
+            except BlockingIOError:
+                holder = os.pread(self._fd, 20, 0).decode("ascii", "replace") or "unknown"
+                os.close(self._fd)
+                raise StorageFailed(
+                    f"another server (process {holder}) uses this outputs folder; stop it, "
+                    "or give this server an outputs folder of its own"
+                ) from None
+            except OSError:
+                os.close(self._fd)
+                raise
+
+    def close(self) -> None:
+        """Let the folder go. A second time changes nothing."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> FolderLock:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

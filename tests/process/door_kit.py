@@ -1,0 +1,58 @@
+"""A real uvicorn with the hardened protocol on a real socket, and a client that can misbehave byte by byte."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from api.protocol import uvicorn_config
+from core.settings import Settings
+
+
+@contextlib.asynccontextmanager
+async def listen(app: ASGIApp, settings: Settings) -> AsyncIterator[int]:
+    """Serve the app on a free port of the loopback interface; yields the port."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        config = uvicorn_config(settings, app, lifespan="off", timeout_graceful_shutdown=1)
+        server = uvicorn.Server(config)
+        task = asyncio.create_task(server._serve([sock]))
+        while not server.started:  # noqa: ASYNC110  (uvicorn has no event for it)
+            await asyncio.sleep(0)
+        try:
+            yield sock.getsockname()[1]
+        finally:
+            server.should_exit = True
+            await task
+
+
+@contextlib.asynccontextmanager
+async def dial(port: int) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """A bare connection."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+
+
+async def read_answer(reader: asyncio.StreamReader) -> tuple[int, dict[str, str], bytes]:
+    """One answer: status, headers in lower case, body."""
+    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+    headers = dict(line.lower().split(": ", 1) for line in head[1:] if line)
+    body = await reader.readexactly(int(headers.get("content-length", "0")))
+    return int(head[0].split()[1]), headers, body
+
+
+def settings(folder: Path, **given: Any) -> Settings:
+    """Settings whose timeouts are short enough to be waited for."""
+    return Settings(**{"outputs": folder / "outputs", "header_timeout": 0.2, "body_timeout": 0.2, **given})

@@ -1,0 +1,250 @@
+"""The door alone, before an application that only reads."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import httpx
+import orjson
+import pytest
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+
+from api.auth import Keys
+from api.errors import STATUS, Wardrobe
+from api.limits import MIN_RATE, Body, Door, request_id
+from core.errors import BY_CODE, ImagePoolError, Overloaded
+from core.settings import Settings, Tier
+from engine.metrics import Metrics
+from tests.pure.key_kit import KEY, keys_file
+
+
+class Reader:
+    """Answers with the size of the body; a fault that is set is raised, `late` after the answer began."""
+
+    def __init__(self) -> None:
+        self.scopes: list[Scope] = []
+        self.fault: Exception | None = None
+        self.late = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.scopes.append(scope)
+        if self.late:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+        if self.fault:
+            raise self.fault
+        body = await Request(scope, receive).body()
+        await Response(str(len(body)))(scope, receive, send)
+
+
+class World:
+    """The door, its application and a client."""
+
+    def __init__(self, folder: Path, **given: Any) -> None:
+        self.settings = Settings(outputs=folder / "outputs", **given)
+        self.app, self.metrics = Reader(), Metrics()
+        self.door = Door(self.app, self.settings, Keys(self.settings.keys_file), Wardrobe(), self.metrics)
+        self.client = httpx.AsyncClient(transport=httpx.ASGITransport(self.door), base_url="http://pool")
+
+    async def post(self, content: Any = b"", path: str = "/x", **headers: str) -> httpx.Response:
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        return await self.client.post(path, content=content, headers=named)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path, max_body=2048)
+
+
+def code(answer: httpx.Response) -> Any:
+    return answer.json()["code"]
+
+
+async def test_a_body_within_the_limit_passes(world: World) -> None:
+    assert (await world.post(bytes(2048))).text == "2048"
+
+
+async def test_a_body_announced_too_large_is_refused_unread(world: World) -> None:
+    answer = await world.post(bytes(2049))
+    assert (answer.status_code, code(answer)) == (413, "too_large")
+    assert world.app.scopes == []
+
+
+async def test_a_body_too_large_without_an_announcement_is_refused_while_it_comes(world: World) -> None:
+    sent = 0
+
+    async def stream() -> Any:
+        nonlocal sent
+        for _ in range(1000):
+            sent += 100
+            yield bytes(100)
+
+    answer = await world.post(stream())
+    assert (answer.status_code, code(answer)) == (413, "too_large")
+
+
+@pytest.mark.parametrize("length", ["-1", "1e3", "abc", "9" * 30, "0x10"])
+async def test_a_length_that_is_no_number_is_refused(world: World, length: str) -> None:
+    assert (await world.post(b"a", content_length=length)).status_code == 400
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "br", "deflate", "identity, gzip"])
+async def test_a_compressed_body_is_refused_before_it_could_burst(world: World, encoding: str) -> None:
+    answer = await world.post(b"\x1f\x8b", content_encoding=encoding)
+    assert (answer.status_code, code(answer)) == (415, "unsupported_encoding")
+    assert world.app.scopes == []
+
+
+async def test_identity_is_no_compression(world: World) -> None:
+    assert (await world.post(b"ab", content_encoding="identity")).text == "2"
+
+
+async def test_a_silent_body_times_out() -> None:
+    async def never() -> Message:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    body = Body(never, 0.001, lambda: 0.0)
+    with pytest.raises(ImagePoolError) as caught:
+        await body()
+    assert caught.value.code == "request_timeout"
+    assert caught.value.retryable
+
+
+async def test_a_trickle_times_out_though_it_is_never_silent() -> None:
+    now = 0.0
+
+    async def trickle() -> Message:
+        nonlocal now
+        now += 9.0
+        await asyncio.sleep(0)
+        return {"type": "http.request", "body": b"a" * MIN_RATE, "more_body": True}
+
+    body = Body(trickle, 10.0, lambda: now)
+    body.limit = 1 << 30
+    with pytest.raises(ImagePoolError) as caught:
+        for _ in range(5):
+            await body()
+    assert caught.value.code == "request_timeout"
+
+
+async def test_waiting_for_the_client_to_leave_has_no_timeout() -> None:
+    messages: list[Message] = [{"type": "http.request", "body": b"a"}, {"type": "http.disconnect"}]
+
+    async def receive() -> Message:
+        return messages.pop(0)
+
+    body = Body(receive, 1.0, lambda: 0.0)
+    body.limit = 10
+    await body()
+    assert (await body())["type"] == "http.disconnect"
+
+
+@pytest.mark.parametrize("given", ["", "a" * 129, "a b", "a\tb", "ä", "<b>"])
+async def test_a_harmful_request_id_is_replaced(world: World, given: str) -> None:
+    answer = await world.client.post("/x", headers=[(b"x-request-id", given.encode())])
+    assert answer.headers["x-request-id"] != given
+    assert answer.headers["x-request-id"].isalnum()
+
+
+def test_a_request_id_with_a_line_break_is_replaced() -> None:
+    assert "\r" not in request_id(b"a\r\nSet-Cookie: b")
+
+
+async def test_a_good_request_id_comes_back_also_in_an_error(world: World) -> None:
+    assert (await world.post(b"", x_request_id="abc-1.2_3")).headers["x-request-id"] == "abc-1.2_3"
+    answer = await world.post(bytes(9999), x_request_id="abc")
+    assert answer.headers["x-request-id"] == answer.json()["request_id"] == "abc"
+    assert answer.headers["x-response-time"].endswith("ms")
+    assert answer.headers["content-type"] == "application/problem+json"
+
+
+async def test_a_defect_is_told_without_its_message(world: World) -> None:
+    world.app.fault = RuntimeError("/secret/path")
+    answer = await world.post()
+    assert (answer.status_code, code(answer)) == (500, "internal_error")
+    assert "secret" not in answer.text
+    assert answer.headers["x-should-retry"] == "false"
+
+
+async def test_an_error_after_the_answer_began_does_not_begin_another(world: World) -> None:
+    world.app.fault, world.app.late = Overloaded("full"), True
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b""}
+
+    scope = {"type": "http", "method": "POST", "path": "/x", "headers": []}
+    await world.door(scope, receive, send)
+    assert len(sent) == 1
+
+
+@pytest.mark.parametrize(("wait", "seconds", "more"), [(None, "1", "1000"), (0.25, "1", "250"), (7.5, "8", "7500")])
+async def test_a_refusal_for_now_says_when_to_come_back(
+    world: World, wait: float | None, seconds: str, more: str
+) -> None:
+    world.app.fault = Overloaded("the queue is full", retry_after=wait)
+    answer = await world.post()
+    assert answer.status_code == 503
+    assert (answer.headers["retry-after"], answer.headers["retry-after-ms"]) == (seconds, more)
+    assert answer.headers["x-should-retry"] == "true"
+    assert answer.json()["retryable"] is True
+
+
+async def test_with_keys_a_request_without_a_good_one_is_refused(tmp_path: Path) -> None:
+    world = World(tmp_path, keys_file=keys_file(tmp_path))
+    missing = await world.post()
+    assert (missing.status_code, code(missing)) == (401, "unauthorised")
+    assert missing.headers["www-authenticate"].startswith("Bearer")
+    assert (await world.post(x_api_key="wrong")).status_code == 401
+    assert world.app.scopes == []
+    assert (await world.post(x_api_key=KEY)).status_code == 200
+    assert (await world.post(authorization=f"Bearer {KEY}")).status_code == 200
+    assert world.app.scopes[-1]["caller"].tenant == "acme"
+    for path in ("/health/live", "/health", "/metrics"):
+        assert (await world.client.get(path)).status_code == 200
+
+
+async def test_a_tier_limits_requests_and_the_size_of_files(tmp_path: Path) -> None:
+    tiers = {"small": Tier(per_minute=2, max_file=3000)}
+    world = World(tmp_path, keys_file=keys_file(tmp_path, tier="small"), tiers=tiers)
+    assert (await world.post(bytes(200_000), x_api_key=KEY)).status_code == 413
+    first = await world.post(x_api_key=KEY)
+    assert first.headers["ratelimit"].startswith('"minute";r=0')
+    second = await world.post(x_api_key=KEY)
+    assert (second.status_code, code(second)) == (429, "rate_limited")
+    assert 0 < int(second.headers["retry-after"]) <= 30
+    assert second.headers["x-should-retry"] == "true"
+    assert (await world.client.get("/x", headers={"x-api-key": KEY})).status_code == 200
+
+
+async def test_requests_are_counted_by_route_never_by_path(world: World) -> None:
+    await world.post(b"abc", path="/run/thing")
+    await world.post(bytes(9999), path="/anything/goes")
+    page = world.metrics.render()[0].decode()
+    assert 'route="/run/{model}"' in page
+    assert 'status="413"' in page or 'status_code="413"' in page
+    assert "anything" not in page
+
+
+def test_every_error_has_a_status() -> None:
+    def tree(kind: type[ImagePoolError]) -> set[str]:
+        return {kind.code}.union(*map(tree, kind.__subclasses__()))
+
+    assert set(BY_CODE) | tree(ImagePoolError) - {"http_error"} <= set(STATUS)
+
+
+def test_the_longest_prefix_gives_the_dress() -> None:
+    wardrobe = Wardrobe()
+    wardrobe.hang(("/a",), lambda error, name: (418, {"a": error.message}))
+    wardrobe.hang(("/a/b",), lambda error, name: (400, {"b": name}))
+    fault = Overloaded("full", odd=object())
+    assert orjson.loads(wardrobe.respond(fault, "/a/c", "id").body) == {"a": "full"}
+    assert orjson.loads(wardrobe.respond(fault, "/a/b/c", "id").body) == {"b": "id"}
+    assert orjson.loads(wardrobe.respond(fault, "/c", "id").body)["code"] == "overloaded"

@@ -1,0 +1,97 @@
+"""Options of a request, and the small readers of headers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from api.auth import Caller
+from api.options import Options, read_options
+from core.errors import BadRequest, InvalidParameter
+from core.model import read_spec
+from core.request import OutputFormat, Priority
+
+SPEC = read_spec(
+    'adapter = "a:B"\ntask = "stub"\n'
+    '[params.strength]\ntype = "float"\ndefault = 0.5\nmin = 0\nmax = 1\n'
+    '[params.seed]\ntype = "int"\ndefault = 0\nmin = 0\nmax = 4294967295\n'
+    '[params.prompt]\ntype = "string"\ndefault = ""\n',
+    "toy",
+)
+
+
+def read(**fields: Any) -> Options:
+    return read_options(SPEC, Caller(), fields)
+
+
+def test_parameters_may_come_alone_in_an_object_or_in_its_text() -> None:
+    whole = {"strength": 0.25, "seed": 7, "prompt": ""}
+    assert read(strength="0.25", seed="7").params == whole
+    assert read(params={"strength": 0.25, "seed": 7}).params == whole
+    assert read(params='{"strength": 0.25}', seed=7).params == whole
+    assert read().params == {"strength": 0.5, "seed": 0, "prompt": ""}
+
+
+def test_options_are_read() -> None:
+    options = read(priority="urgent", deadline="2.5", format="JPG", quality="80")
+    assert options == Options(read().params, OutputFormat("jpeg", 80), Priority.URGENT, 2.5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "word"),
+    [
+        ({"strenght": 1}, "did you mean 'strength'"),
+        ({"formt": "png"}, "did you mean 'format'"),
+        ({"zzz": 1}, "takes strength, seed, prompt"),
+        ({"params": {"sead": 1}}, "did you mean 'seed'"),
+        ({"params": {"seed": 1}, "seed": 1}, "twice"),
+        ({"params": [1]}, "object"),
+        ({"params": "3"}, "object"),
+        ({"seed": 2**70}, "from 0 to"),
+        ({"seed": "1e9x1"}, "whole number"),
+        ({"seed": True}, "whole number"),
+        ({"strength": "NaN"}, "a number"),
+        ({"strength": "inf"}, "a number"),
+        ({"prompt": "a\0b"}, "NUL"),
+        ({"prompt": "a" * 1_000_000}, "characters"),
+        ({"prompt": 5}, "text"),
+        ({"format": "gif"}, "format must be"),
+        ({"format": 3}, "format must be"),
+        ({"quality": 0}, "quality"),
+        ({"quality": 101}, "quality"),
+        ({"quality": 80.5}, "whole"),
+        ({"quality": "x"}, "quality"),
+        ({"quality": True}, "quality"),
+        ({"deadline": 0}, "deadline"),
+        ({"deadline": "-1"}, "deadline"),
+        ({"deadline": "nan"}, "deadline"),
+        ({"deadline": 10**400}, "deadline"),
+        ({"deadline": [1]}, "deadline"),
+        ({"priority": 4}, "priority"),
+        ({"priority": "asap"}, "priority"),
+        ({"priority": True}, "priority"),
+        ({"priority": [0]}, "priority"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_a_sentence(fields: dict[str, Any], word: str) -> None:
+    with pytest.raises(InvalidParameter, match=word):
+        read(**fields)
+
+
+def test_params_as_broken_text_is_a_bad_request() -> None:
+    with pytest.raises(BadRequest):
+        read(params="{")
+
+
+@pytest.mark.parametrize(("word", "priority"), [("0", 0), (1, 1), ("Normal", 2), ("P3", 3), ("", 2), (None, 2)])
+def test_priorities_have_numbers_and_names(word: Any, priority: int) -> None:
+    assert read(priority=word).priority == priority
+
+
+def test_a_key_may_not_ask_for_more_than_its_ceiling() -> None:
+    paid = Caller("acme", "pro", Priority.PAID, Priority.PAID)
+    assert read_options(SPEC, paid, {}).priority is Priority.PAID
+    assert read_options(SPEC, paid, {"priority": "test"}).priority is Priority.TEST
+    with pytest.raises(InvalidParameter, match="'paid' at most"):
+        read_options(SPEC, paid, {"priority": 0})

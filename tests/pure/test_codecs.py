@@ -1,0 +1,436 @@
+"""The worker's codecs: every kind of file comes out right and upright, damage comes out as `InvalidImage`, memory stays
+bounded, and what is written is read back by somebody else."""
+
+from __future__ import annotations
+
+import io
+import struct
+import threading
+import tracemalloc
+import zlib
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
+
+from core.errors import BadOutput, InvalidImage, InvalidParameter, UnsupportedImage
+from core.header import read_header
+from tests.pure.image_kit import (
+    PNG_SIGNATURE,
+    SRGB,
+    chunk,
+    exif,
+    insert_after_header,
+    photo,
+    pillow,
+    png,
+    png_header,
+    save,
+)
+from workers.codecs import MAX_ICC, Picture, decode, decode_mask, encode
+
+RGB = photo(96, 64)
+CLEAR = np.dstack((RGB, np.linspace(0, 255, 96 * 64).astype(np.uint8).reshape(64, 96)))
+FORMATS = ("png", "jpeg", "webp", "avif")
+
+
+def read(data: bytes) -> Picture:
+    return decode(data, read_header(data))
+
+
+def far(a: np.ndarray, b: np.ndarray) -> float:
+    """Mean distance of two images in 8-bit steps."""
+    assert a.shape == b.shape
+    return float(np.abs(a.astype(int) - b.astype(int)).mean())
+
+
+# --- every kind of file ---------------------------------------------------------------------------------------------
+
+IMAGE = Image.fromarray(RGB)
+KINDS = {
+    "RGB": save(IMAGE), "RGBA": save(CLEAR),
+    "L": save(IMAGE.convert("L")), "LA": save(Image.fromarray(CLEAR).convert("LA")), "1 bit": save(IMAGE.convert("1")),
+    "palette": save(IMAGE.quantize(200)), "palette 2 bits": save(IMAGE.quantize(4), bits=2),
+    "palette + tRNS": save(IMAGE.quantize(16), transparency=3),
+    "palette + tRNS table": save(IMAGE.quantize(4), transparency=b"\x00\x50\xff\x90"),
+    "L + tRNS": save(IMAGE.convert("L"), transparency=90),
+    "RGB + tRNS": save(IMAGE, transparency=tuple(int(v) for v in RGB[5, 5])),
+    "L JPEG": save(IMAGE.convert("L"), "JPEG", quality=95),
+    "progressive": save(IMAGE, "JPEG", quality=95, progressive=True), "4:4:4": save(IMAGE, "JPEG", subsampling=0),
+    "CMYK JPEG, Adobe's inverted": save(IMAGE.convert("CMYK"), "JPEG", quality=95),
+    "WebP": save(IMAGE, "WEBP"), "WebP + alpha": save(CLEAR, "WEBP"),
+    "WebP lossless": save(CLEAR, "WEBP", lossless=True, exact=True),
+    "AVIF": save(IMAGE, "AVIF", speed=10), "AVIF + alpha": save(CLEAR, "AVIF", speed=10),
+}  # fmt: skip
+CUT = ("RGB", "palette", "progressive", "4:4:4", "L JPEG", "CMYK JPEG, Adobe's inverted", "WebP", "WebP lossless",
+       "WebP + alpha", "AVIF", "AVIF + alpha")  # fmt: skip
+ADAM7 = (0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)
+
+
+@pytest.mark.filterwarnings("ignore:Palette images with Transparency")
+@pytest.mark.parametrize("kind", KINDS)
+def test_decodes_as_pillow_does(kind: str) -> None:
+    theirs = Image.open(io.BytesIO(KINDS[kind]))
+    ours = read(KINDS[kind])
+    assert ours.image.dtype == np.uint8 and ours.image.shape == (64, 96, 3)
+    assert ours.image.flags.c_contiguous and ours.image.flags.writeable
+    assert far(ours.image, np.array(theirs.convert("RGB"))) <= (0.6 if "JPEG" in kind else 0)
+    if theirs.has_transparency_data:
+        assert ours.alpha is not None
+        assert np.array_equal(ours.alpha, np.array(theirs.convert("RGBA"))[:, :, 3])
+    else:
+        assert ours.alpha is None
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_16_bits_are_rounded_to_8(channels: int) -> None:
+    values = np.arange(0, 65_536, 65_535 // (32 * 24 - 1))[: 32 * 24].astype(np.uint16).reshape(24, 32)
+    pixels = np.repeat(values[:, :, None], channels, 2)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    picture = read(png(32, 24, rows, depth=16, colour={1: 0, 2: 4, 3: 2, 4: 6}[channels]))
+    expected = np.rint(values / 257).astype(np.uint8)
+    assert np.array_equal(picture.image, np.repeat(expected[:, :, None], 3, 2))
+    assert (picture.alpha is None) == (channels in (1, 3))
+    if picture.alpha is not None:
+        assert np.array_equal(picture.alpha, expected)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 2), (5, 5), (8, 9), (33, 17)])
+def test_interlaced_png_of_any_size(size: tuple[int, int]) -> None:
+    width, height = size
+    pixels, rows = photo(width, height), b""
+    for x, y, across, down in ADAM7:
+        part = pixels[y::down, x::across]
+        rows += b"".join(b"\0" + row.tobytes() for row in part if part.shape[1])
+    assert np.array_equal(read(png(width, height, rows, interlace=1)).image, pixels)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 8192), (8191, 7), (3000, 1)])
+@pytest.mark.parametrize("format", FORMATS)
+def test_extreme_shapes_survive_both_ways(size: tuple[int, int], format: str) -> None:
+    pixels = np.full((size[1], size[0], 3), (200, 90, 30), np.uint8)
+    assert far(read(encode(pixels, format)).image, pixels) < 4
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "AVIF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_image_and_mask_stay_together_whatever_their_orientation(format: str, orientation: int) -> None:
+    options = {"exif": exif(orientation), "quality": 100}
+    image = np.zeros((40, 64, 3), np.uint8)
+    image[:12, :20] = 255  # one bright corner shows every turn and mirror
+    data = save(image, format, **options)
+    header = read_header(data)
+    upright = np.array(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
+    assert far(decode(data, header).image, upright) < 1
+    size = (header.upright_width, header.upright_height)
+    mask_data = save(image[:, :, 0], "PNG", exif=exif(orientation))
+    mask = decode_mask(mask_data, read_header(mask_data), size)
+    assert far(mask, upright[:, :, 0]) < 3
+
+
+def test_an_opaque_alpha_channel_is_no_alpha() -> None:
+    assert read(save(IMAGE.convert("RGBA"))).alpha is None
+
+
+def test_a_memoryview_decodes_like_bytes() -> None:
+    for data in (KINDS["RGB"], KINDS["4:4:4"], KINDS["WebP"], KINDS["AVIF"]):
+        view = memoryview(bytearray(b"before" + data + b"behind"))[6:-6]
+        assert np.array_equal(decode(view, read_header(view)).image, read(data).image)
+
+
+# --- masks ----------------------------------------------------------------------------------------------------------
+
+
+def mask_of(image: np.ndarray, **changes: bool) -> np.ndarray:
+    data = save(image)
+    header = read_header(data)
+    header = replace(header, **changes)
+    return decode_mask(data, header, (header.width, header.height))
+
+
+@pytest.mark.parametrize("value", [0, 255, 127, 128])
+def test_a_grey_mask_is_taken_as_it_is(value: int) -> None:
+    assert np.array_equal(mask_of(np.full((5, 7), value, np.uint8)), np.full((5, 7), value))
+
+
+def test_soft_edges_of_a_mask_stay_soft() -> None:
+    ramp = np.tile(np.arange(256, dtype=np.uint8), (3, 1))
+    assert np.array_equal(mask_of(ramp), ramp)
+
+
+def test_a_colour_mask_is_its_luminance() -> None:
+    assert np.array_equal(mask_of(RGB), np.array(IMAGE.convert("L")))
+
+
+def test_openai_s_rule_transparent_means_change_whatever_the_colour() -> None:
+    assert np.array_equal(mask_of(CLEAR), 255 - CLEAR[:, :, 3])
+    hole = np.zeros((4, 6, 4), np.uint8)
+    hole[:, 3:, 3] = 255
+    assert np.array_equal(mask_of(hole)[0], [255, 255, 255, 0, 0, 0])
+
+
+def test_an_opaque_mask_with_an_alpha_channel_is_its_luminance() -> None:
+    opaque = np.dstack((RGB, np.full((64, 96), 255, np.uint8)))
+    assert np.array_equal(mask_of(opaque), np.array(IMAGE.convert("L")))
+
+
+def test_strokes_on_a_transparent_mask_are_luminance_when_the_dialect_says_so() -> None:
+    strokes = np.zeros((4, 6, 4), np.uint8)
+    strokes[1, 2:4] = (255, 203, 0, 186)  # IOPaint's brush
+    expected = np.zeros((4, 6), np.uint8)
+    expected[1, 2:4] = 195
+    assert np.array_equal(mask_of(strokes, alpha=False), expected)
+
+
+def test_a_mask_of_another_size_is_refused_with_both_sizes() -> None:
+    data = save(RGB[:, :, 0])
+    with pytest.raises(InvalidImage, match=r"the mask is 96 × 64 pixels and the image 64 × 96"):
+        decode_mask(data, read_header(data), (64, 96))
+
+
+# --- damage ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sixteenths", range(16))
+@pytest.mark.parametrize("kind", CUT)
+def test_a_file_cut_off_anywhere_gives_no_half_picture(kind: str, sixteenths: int) -> None:
+    data = KINDS[kind]
+    cut = data[: len(data) * sixteenths // 16]
+    with pytest.raises(InvalidImage, match=r"cut off|send|damaged|fewer"):
+        decode(cut, read_header(data))
+    with pytest.raises(InvalidImage):
+        read(cut)
+
+
+@pytest.mark.parametrize("kind", ["progressive", "4:4:4", "L JPEG"])
+def test_a_cut_jpeg_that_was_given_an_end_gives_no_half_picture(kind: str) -> None:
+    with pytest.raises(InvalidImage, match="damaged or cut off"):
+        read(KINDS[kind][: len(KINDS[kind]) // 2] + b"\xff\xd9")
+
+
+def test_harmless_extra_bytes_in_a_jpeg_are_forgiven() -> None:
+    data = KINDS["4:4:4"]
+    assert np.array_equal(read(data + b"trailer").image, read(data).image)
+    assert np.array_equal(read(data[:-2] + b"\0\0\0" + data[-2:]).image, read(data).image)
+
+
+@pytest.mark.parametrize("name", [b"IHDR", b"PLTE", b"tRNS", b"IDAT"])
+def test_a_wrong_checksum_is_damage(name: bytes) -> None:
+    data = bytearray(KINDS["palette + tRNS table"])
+    at = data.index(name)
+    (length,) = struct.unpack_from(">I", data, at - 4)
+    data[at + 4 + length] ^= 1
+    with pytest.raises(InvalidImage, match="checksum"):
+        read(bytes(data))
+
+
+def test_pixels_that_do_not_unpack_are_damage() -> None:
+    rows = b"".join(b"\0" + row.tobytes() for row in RGB)
+    for packed in (b"no deflate at all", zlib.compress(rows)[:-4] + b"sum!"):
+        with pytest.raises(InvalidImage, match="do not unpack"):
+            read(png_header(96, 64) + chunk(b"IDAT", packed) + chunk(b"IEND", b""))
+
+
+@pytest.mark.parametrize(("rows", "what"), [(13 * 4 - 1, "fewer"), (13 * 4 + 1, "more")])
+def test_a_png_with_too_few_or_too_many_pixels_is_refused(rows: int, what: str) -> None:
+    assert read(png(4, 4, bytes(13 * 4))).image.shape == (4, 4, 3)
+    with pytest.raises(InvalidImage, match=f"{what} pixels than its header says"):
+        read(png(4, 4, bytes(rows)))
+
+
+def test_an_unknown_row_filter_is_damage() -> None:
+    with pytest.raises(InvalidImage):
+        read(png(4, 4, b"\x09" + bytes(13 * 4 - 1)))
+
+
+def test_a_palette_image_without_palette_is_damage() -> None:
+    with pytest.raises(InvalidImage):
+        read(png(4, 4, bytes(5 * 4), colour=3))
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "AVIF"])
+def test_a_file_of_another_size_than_its_header_said_is_refused(format: str) -> None:
+    header = read_header(save(photo(64, 64), format))
+    with pytest.raises(InvalidImage):
+        decode(save(photo(64, 48), format), header)
+
+
+def test_a_jpeg_with_hundreds_of_scans_is_refused_before_it_is_decoded() -> None:
+    data = KINDS["progressive"]
+    scan = data[data.index(b"\xff\xda") : data.index(b"\xff\xc4", data.index(b"\xff\xda"))]
+    with pytest.raises(InvalidImage, match="scans"):
+        read(data[:-2] + scan * 200 + data[-2:])
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data(), kind=st.sampled_from(sorted(KINDS)))
+def test_mutated_files_decode_or_are_refused_and_nothing_else(data: st.DataObject, kind: str) -> None:
+    file = bytearray(KINDS[kind])
+    for _ in range(data.draw(st.integers(1, 5))):
+        file[data.draw(st.integers(0, len(file) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        picture = decode(bytes(file), read_header(KINDS[kind]))
+    except (InvalidImage, UnsupportedImage) as refusal:
+        assert "/" not in refusal.message and "Error" not in refusal.message
+    else:
+        assert picture.image.shape == (64, 96, 3)
+
+
+# --- bounded memory -------------------------------------------------------------------------------------------------
+
+
+def _bomb(megabytes: int) -> bytes:
+    packer = zlib.compressobj(9)
+    return b"".join(packer.compress(bytes(1 << 20)) for _ in range(megabytes)) + packer.flush()
+
+
+def _peak(data: bytes) -> tuple[int, Picture | InvalidImage]:
+    """Bytes that decoding took at most, and what came of it."""
+    header = read_header(data)
+    tracemalloc.start()
+    try:
+        result: Picture | InvalidImage = decode(data, header)
+    except InvalidImage as refusal:
+        result = refusal
+    finally:
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    return peak, result
+
+
+@pytest.mark.parametrize("name", [b"zTXt", b"iTXt", b"iCCP"])
+def test_text_and_profile_bombs_do_not_unpack(name: bytes) -> None:
+    body = b"x\0\0" + _bomb(256) if name != b"iTXt" else b"x\0\1\0\0\0" + _bomb(256)
+    peak, result = _peak(insert_after_header(save(RGB), chunk(name, body)))
+    assert isinstance(result, Picture) and np.array_equal(result.image, RGB) and result.icc is None
+    assert peak < 4 * MAX_ICC
+
+
+def test_a_pixel_bomb_stops_where_its_header_ends() -> None:
+    peak, result = _peak(png_header(8, 8) + chunk(b"IDAT", _bomb(256)) + chunk(b"IEND", b""))
+    assert isinstance(result, InvalidImage) and "more pixels" in result.message
+    assert peak < 2 << 20
+
+
+# --- writing --------------------------------------------------------------------------------------------------------
+
+
+def _drawing() -> np.ndarray:
+    drawing = np.full((70, 90, 3), 255, np.uint8)
+    drawing[10:30, 20:60] = (30, 90, 200)
+    return drawing
+
+
+@pytest.mark.parametrize(
+    "image",
+    [RGB, RGB[:, :, 0], CLEAR, _drawing(), _drawing()[:, :, 0], RGB[::-1, ::-1], RGB[:1], RGB[:, :1], RGB[:1, :1]],
+    ids=["photo", "grey", "alpha", "drawing", "grey drawing", "not contiguous", "one row", "one column", "one pixel"],
+)
+def test_png_is_lossless_and_read_by_others(image: np.ndarray) -> None:
+    data = encode(image)
+    assert np.array_equal(np.array(Image.open(io.BytesIO(data))), image)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 40), st.sampled_from([1, 3, 4]), st.integers(0, 99))
+def test_png_of_any_shape_comes_back_bit_for_bit(height: int, width: int, channels: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    image = rng.integers(0, 256, (height, width, channels), dtype=np.uint8)
+    image = image[:, :, 0] if channels == 1 else image
+    data = encode(image)
+    assert np.array_equal(np.array(Image.open(io.BytesIO(data))), image)
+    picture = read(data)
+    assert np.array_equal(picture.image[:, :, 0], image if channels == 1 else image[:, :, 0])
+
+
+def test_a_drawing_costs_few_bytes() -> None:
+    assert len(encode(np.repeat(np.repeat(_drawing(), 8, 0), 8, 1))) < 30_000
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_colour_comes_back_close(format: str) -> None:
+    assert far(pillow(encode(RGB, format)), RGB) < (0.01 if format == "png" else 8)
+
+
+@pytest.mark.parametrize("format", ["jpeg", "webp", "avif"])
+def test_quality_is_obeyed(format: str) -> None:
+    sizes = [len(encode(RGB, format, quality=quality)) for quality in (10, 50, 98)]
+    assert sizes == sorted(sizes) and sizes[0] * 2 < sizes[2]
+
+
+@pytest.mark.parametrize("format", ["png", "webp", "avif"])
+def test_alpha_is_kept_where_the_format_has_it(format: str) -> None:
+    picture = read(encode(RGB, format, alpha=CLEAR[:, :, 3]))
+    assert picture.alpha is not None and far(picture.alpha, CLEAR[:, :, 3]) < 2
+
+
+def test_alpha_is_flattened_on_white_in_jpeg() -> None:
+    clear = np.zeros((32, 32, 4), np.uint8)
+    clear[:, 16:] = (10, 120, 30, 255)
+    picture = read(encode(clear, "jpeg", quality=100))
+    assert far(picture.image[:, :14], np.full((32, 14, 3), 255)) < 2
+    assert far(picture.image[:, 18:], np.full((32, 14, 3), (10, 120, 30))) < 3
+
+
+def test_alpha_of_the_source_is_scaled_to_an_enlarged_result() -> None:
+    picture = read(encode(photo(192, 128), alpha=CLEAR[:, :, 3]))
+    assert picture.alpha is not None and picture.alpha.shape == (128, 192)
+    assert far(picture.alpha[::2, ::2], CLEAR[:, :, 3]) < 2
+
+
+def test_a_result_with_alpha_of_its_own_keeps_it() -> None:
+    picture = read(encode(CLEAR, alpha=np.zeros((64, 96), np.uint8)))
+    assert picture.alpha is not None and np.array_equal(picture.alpha, CLEAR[:, :, 3])
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("profile", [SRGB, SRGB + bytes(200_000)], ids=["small", "of several JPEG segments"])
+def test_colour_profiles_survive_both_ways(format: str, profile: bytes) -> None:
+    data = encode(RGB, format, icc=profile)
+    assert Image.open(io.BytesIO(data)).info["icc_profile"] == profile
+    assert read(data).icc == profile
+    assert read(save(RGB, format.upper(), icc_profile=profile)).icc == profile
+
+
+def test_profiles_that_do_not_fit_the_pixels_are_dropped() -> None:
+    grey = SRGB[:16] + b"GRAY" + SRGB[20:]
+    assert read(save(RGB[:, :, 0], "JPEG", icc_profile=grey)).icc is None
+    assert read(save(RGB, "JPEG", icc_profile=SRGB + bytes(MAX_ICC))).icc is None
+    assert read(encode(RGB, icc=SRGB + bytes(MAX_ICC))).icc is None
+    assert "icc_profile" not in Image.open(io.BytesIO(encode(RGB[:, :, 0], icc=SRGB))).info
+
+
+@pytest.mark.parametrize("image", [RGB.astype(np.float32), RGB[:, :, :2], RGB[None], np.zeros(5, np.uint8)])
+def test_what_is_no_image_is_bad_output(image: np.ndarray) -> None:
+    with pytest.raises(BadOutput, match="no image"):
+        encode(image)
+
+
+def test_a_result_too_long_for_its_format_says_what_to_do() -> None:
+    with pytest.raises(InvalidParameter, match=r"20000 × 1 pixels; WebP holds sides from 1 to 16383, ask for another"):
+        encode(np.zeros((1, 20_000, 3), np.uint8), "webp")
+
+
+# --- threads --------------------------------------------------------------------------------------------------------
+
+
+def test_codec_threads_do_not_disturb_each_other() -> None:
+    images = [photo(80 + n, 60, n) for n in range(4)]
+    wrong: list[int] = []
+
+    def work(n: int) -> None:
+        wrong.extend(n for _ in range(5) if not np.array_equal(read(encode(images[n])).image, images[n]))
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_the_png_signature_is_the_first_thing_written() -> None:
+    assert encode(RGB)[:8] == PNG_SIGNATURE

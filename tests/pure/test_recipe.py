@@ -1,0 +1,187 @@
+"""Prompts, English and Chinese, become recipes; what cannot be read is refused with what can."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from core.errors import InvalidParameter
+from core.recipe import find_operations, named, read_recipe
+from core.vocabulary import COLOURS, LEXICON, STAGES
+
+CLIENT_PROMPTS = {
+    "Change the colors to purple and gold with magical sparkles": {"tint", "sparkles"},
+    "Transform into a sunset scene with warm orange and pink colors": {"sunset", "warmer", "tint"},
+    "Make it look like a winter landscape with snow and ice": {"winter"},
+    "Convert to a vibrant spring garden with flowers and butterflies": {"spring", "vivid"},
+    "Create a futuristic cyberpunk style with neon lights": {"cyberpunk"},
+    "Transform into an underwater scene with fish and coral": {"underwater"},
+    "Make it look like an autumn forest with falling leaves": {"autumn"},
+    "Convert to a space scene with stars and nebula": {"space"},
+    "Create a medieval castle scene with dragons": {"medieval"},
+    "Transform into a tropical beach with palm trees": {"tropical"},
+    "Make it look like a steampunk machine": {"steampunk"},
+    "Convert to a fantasy forest with magical creatures": {"fantasy"},
+    "Create a post-apocalyptic wasteland scene": {"wasteland"},
+    "Transform into a Japanese zen garden": {"zen"},
+    "Make it look like a colorful abstract painting": {"vivid", "abstract"},
+    "Convert to a retro 80s style with bright colors": {"retro80s", "vivid"},
+}
+
+
+def read(prompt: str, negative: str = "") -> dict[str, float]:
+    return {step.name: step.params["strength"] for step in read_recipe(prompt, negative)}
+
+
+@pytest.mark.parametrize("prompt", CLIENT_PROMPTS)
+def test_a_prompt_of_the_existing_client_is_read(prompt: str) -> None:
+    assert set(read(prompt)) == CLIENT_PROMPTS[prompt]
+
+
+def test_a_chat_test_prompt_with_two_colours_names_both() -> None:
+    recipe = read_recipe("Change the colors to purple and gold")
+    assert recipe[0].params["colours"] == ["purple", "gold"]
+
+
+@pytest.mark.parametrize(
+    ("english", "chinese", "operation"),
+    [
+        ("watercolor", "变成水彩画", "watercolour"),
+        ("an oil painting", "油画风格", "oil"),
+        ("pencil sketch", "素描", "sketch"),
+        ("ink wash painting", "水墨画", "ink"),
+        ("at night", "改成夜晚", "night"),
+        ("warmer", "暖一点的色调", "warmer"),
+        ("cooler", "冷色调", "cooler"),
+        ("brighten it", "调亮", "brighter"),
+        ("darken", "变暗", "darker"),
+        ("sharper", "更清晰", "sharpen"),
+        ("blur the background", "背景虚化", "blur_background"),
+        ("black and white", "黑白照片", "black_and_white"),
+        ("more vibrant", "颜色更鲜艳", "vivid"),
+        ("old photo", "老照片", "vintage"),
+        ("cartoon", "漫画风", "comic"),
+        ("soft focus", "柔和", "soft"),
+        ("raise the contrast", "提高对比度", "contrast"),
+        ("snowy", "下雪的冬天", "winter"),
+        ("cyberpunk", "赛博朋克", "cyberpunk"),
+        ("mirrored", "左右翻转", "mirror"),
+        ("pixel art", "像素风", "pixelate"),
+        ("a purple tint", "紫色", "tint"),
+    ],
+)
+def test_both_languages_name_the_same_operation(english: str, chinese: str, operation: str) -> None:
+    assert operation in read(english)
+    assert operation in read(chinese)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("slightly warmer", {"warmer": 0.4}),
+        ("very dark", {"darker": 1.5}),
+        ("extremely vivid", {"vivid": 2.0}),
+        ("50% blur", {"blur": 0.5}),
+        ("make it warmer by 20%", {"warmer": 0.2}),
+        ("vignette 30%, brighter", {"vignette": 0.3, "brighter": 1.0}),
+        ("very warm and bright", {"brighter": 1.5, "warmer": 1.5}),
+        ("very warm. bright", {"brighter": 1.0, "warmer": 1.5}),
+        ("500% blur", {"blur": 2.0}),
+        ("0% blur", {"blur": 0.05}),
+        ("稍微暗一点", {"darker": 0.5}),
+        ("非常鲜艳的油画", {"vivid": 1.5, "oil": 1.0}),
+        ("暖一点亮一点", {"brighter": 0.5, "warmer": 0.5}),
+        ("亮度增加50％", {"brighter": 0.5}),
+    ],
+)
+def test_degrees_set_the_strength_of_the_operation_they_stand_at(prompt: str, expected: dict[str, float]) -> None:
+    assert read(prompt) == expected
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("sharper, don't make it darker", {"sharpen"}),
+        ("sepia without grain or vignette", {"sepia"}),
+        ("do not blur the background and make it warmer", {"warmer"}),
+        ("no blur but a sunset", {"sunset"}),
+        ("水墨风格，不要太暗", {"ink"}),
+        ("不要模糊，清晰", {"sharpen"}),
+        ("oil painting at night with no stars", {"night", "oil"}),
+        ("not only brighter but warmer", {"brighter", "warmer"}),
+    ],
+)
+def test_a_negation_holds_to_the_end_of_its_clause(prompt: str, expected: set[str]) -> None:
+    assert set(read(prompt)) == expected
+
+
+def test_not_too_bounds_what_was_asked_for() -> None:
+    assert read("brighter, but not too bright") == {"brighter": 0.5}
+
+
+def test_less_of_something_is_its_opposite() -> None:
+    assert set(read("less warm, reduce the contrast, lower the saturation, 降低亮度")) == {"cooler", "flat", "muted", "darker"}
+
+
+def test_a_weak_word_gives_way_to_a_strong_one() -> None:
+    assert set(read("a forest")) == {"forest"}
+    assert set(read("an autumn forest")) == {"autumn"}
+    assert set(read("a watercolour painting")) == {"watercolour"}
+
+
+def test_the_negative_prompt_takes_operations_and_colours_out() -> None:
+    assert set(read("warm watercolour with sparkles", "blurry, watercolor, low quality")) == {"warmer", "sparkles"}
+    recipe = read_recipe("purple and gold", "gold")
+    assert recipe[0].params["colours"] == ["purple"]
+    assert named("不要模糊，blur") == {"blur"}
+
+
+def test_operations_come_in_the_order_of_the_vocabulary_whatever_the_prompt_says() -> None:
+    one = [step.name for step in read_recipe("vignette, oil painting, warmer, sunset, mirror")]
+    other = [step.name for step in read_recipe("mirror, sunset, warmer, oil painting, vignette")]
+    assert one == other == sorted(one, key=list(STAGES).index)
+
+
+@pytest.mark.parametrize("prompt", ["", "   ", "hello there", "你好", "!!!", "teh qick brwon fox jmps"])
+def test_a_prompt_without_a_known_word_is_refused_with_what_is_known(prompt: str) -> None:
+    with pytest.raises(InvalidParameter) as caught:
+        read_recipe(prompt)
+    assert "watercolour 水彩画" in caught.value.message
+    assert len(caught.value.message) < 1200
+    assert find_operations(prompt) == ()
+
+
+def test_a_prompt_that_only_forbids_is_refused() -> None:
+    with pytest.raises(InvalidParameter, match="what not to do"):
+        read_recipe("don't make it darker")
+
+
+def test_words_inside_words_are_not_found() -> None:
+    for prompt in ("a redundant story", "warmonger", "nicety", "月亮很漂亮"):
+        assert find_operations(prompt) == (), prompt
+
+
+def test_every_phrase_of_the_vocabulary_names_something_real() -> None:
+    for phrase, term in LEXICON.items():
+        assert term.kind != "op" or term.name in STAGES, phrase
+        assert term.kind != "colour" or term.name in COLOURS, phrase
+    assert {term.name for term in LEXICON.values() if term.kind == "op"} == set(STAGES) - {"tint"}
+
+
+@given(st.text(max_size=300))
+def test_any_text_is_read_or_refused_and_nothing_else(text: str) -> None:
+    try:
+        recipe = read_recipe(text)
+    except InvalidParameter:
+        return
+    assert all(0.05 <= step.params["strength"] <= 2.0 for step in recipe)
+
+
+@given(st.lists(st.sampled_from(sorted(" ".join(p) for p in LEXICON)), max_size=12))
+def test_any_row_of_known_words_is_read_the_same_twice(words: list[str]) -> None:
+    assert find_operations(" ".join(words)) == find_operations(" ".join(words))
+
+
+def test_the_longest_prompt_is_read_in_linear_time() -> None:
+    assert set(read("very warm, " * 700 + "sepia")) == {"warmer", "sepia"}
