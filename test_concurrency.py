@@ -407,6 +407,7 @@ async def choose_api(client: httpx.AsyncClient, options: argparse.Namespace) -> 
 
 async def perform(options: argparse.Namespace, stream: Any) -> dict[str, Any]:
     """Run the whole test; the report as plain data. Raises `Stopped` when it cannot even begin."""
+
     def say(line: str) -> None:
         print(line, file=stream, flush=True)
 
@@ -421,10 +422,8 @@ async def perform(options: argparse.Namespace, stream: Any) -> dict[str, Any]:
             raise Stopped("No ready workers available")
         api = await choose_api(client, options)
         count = options.count or min(ready * 2, 16)
-        trials = [
-            Trial(i, options.prompt or PROMPTS[i % len(PROMPTS)], options.sizes[i % len(options.sizes)])
-            for i in range(count)
-        ]
+        prompts, sizes = [options.prompt] if options.prompt else PROMPTS, options.sizes
+        trials = [Trial(i, prompts[i % len(prompts)], sizes[i % len(sizes)]) for i in range(count)]
         say(f"\nSubmitting {count} requests to {options.model}, {options.concurrency or count} at once...")
         gate = asyncio.Semaphore(options.concurrency or count)
         started = time.perf_counter()
@@ -486,7 +485,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.keep:
             options.keep.mkdir(parents=True, exist_ok=True)
         report = asyncio.run(perform(options, stream))
-    except Stopped as stop:
+    except (Stopped, ImportError, OSError) as stop:
         print(stop, file=stream)
         return 1
     except KeyboardInterrupt:

@@ -84,7 +84,7 @@ def create_api(
         lifespan=lifespan,
         redirect_slashes=False,
     )
-    api.include_router(system.router(engine, engine.metrics.render))
+    api.include_router(system.router(engine, engine.render_metrics))
     wardrobe.hang(("/health/",), problem)
     wanted = settings.dialects or ("jobs", *DIALECTS)
     for name in wanted:

@@ -13,7 +13,7 @@ from starlette.responses import FileResponse, Response
 from starlette.types import Message, Receive
 
 from core.errors import TooLarge
-from engine.engine import ResultBody
+from engine.results import ResultBody
 
 FORM_ROOM = 1 << 20  # bytes of a multipart body that are not the file: boundaries, headers, the other fields
 
@@ -40,7 +40,7 @@ class UploadRoute(APIRoute):
             most = self.most(request)
             declared = request.headers.get("content-length", "")
             over = declared.isdecimal() and int(declared) > most + FORM_ROOM
-            body = _Meter(request.receive, -1 if over else most + FORM_ROOM, self.too_large(most))
+            body = Meter(request.receive, -1 if over else most + FORM_ROOM, self.too_large(most))
             try:
                 return await handle(Request(request.scope, body))
             except RequestValidationError as fault:
@@ -49,7 +49,7 @@ class UploadRoute(APIRoute):
         return measured
 
 
-class _Meter:
+class Meter:
     """An ASGI `receive` that lets at most `left` bytes of a body pass. The rest is read but thrown away, so that a
     client which is still sending lives to see its answer; then `refusal` is raised."""
 

@@ -143,19 +143,30 @@ class Envelope(BaseModel):
     error: ErrorBody
 
 
-def _errors(**described: str) -> dict[int | str, dict[str, Any]]:
-    return {int(name[1:]): {"model": Envelope, "description": text} for name, text in described.items()}
+class Readiness(BaseModel):
+    """Whether jobs can be served."""
+
+    status: str = Field(description="ready or not ready")
+    reason: str | None = Field(None, description="not ready: why")
 
 
-SUBMIT_ERRORS = _errors(
-    _400="INVALID_IMAGE: the file is no image that is served, or its size is out of bounds.",
-    _401="ERR_401: an API key is needed.",
-    _413="ERR_413: the file is larger than the tier allows, or has too many pixels.",
-    _422="VALIDATION_ERROR: a parameter is missing, of the wrong type or out of range.",
-    _429="RATE_LIMIT_EXCEEDED or QUOTA_EXCEEDED; see Retry-After.",
-    _503="ERR_503: the queue is full or no device can serve; see Retry-After.",
-)
-JOB_ERRORS = _errors(_401="ERR_401: an API key is needed.", _404="JOB_NOT_FOUND")
+def _errors(described: Mapping[int, str]) -> dict[int | str, dict[str, Any]]:
+    listed: dict[int | str, dict[str, Any]] = {
+        status: {"model": Envelope, "description": text} for status, text in described.items()
+    }
+    return listed | {"default": {"model": Envelope, "description": "Any other error."}}
+
+
+NO_KEY = "ERR_401: an API key is needed."
+SUBMIT_ERRORS = _errors({
+    400: "INVALID_IMAGE: the file is no image that is served, or its size is out of bounds.",
+    401: NO_KEY,
+    413: "ERR_413: the file is larger than the tier allows, or has too many pixels.",
+    422: "VALIDATION_ERROR: a parameter is missing, of the wrong type or out of range.",
+    429: "RATE_LIMIT_EXCEEDED or QUOTA_EXCEEDED; see Retry-After.",
+    503: "ERR_503: the queue is full or no device can serve; see Retry-After.",
+})
+JOB_ERRORS = {401: NO_KEY, 404: "JOB_NOT_FOUND"}
 
 
 def tell(job: Job) -> dict[str, Any]:
@@ -168,7 +179,7 @@ def tell(job: Job) -> dict[str, Any]:
         "input_path": source if isinstance(source, str) else None,
         "output_path": f"outputs/{result.data}" if result and isinstance(result.data, str) else None,
         "output_url": f"/api/v1/jobs/{job.id}/result" if result else None,
-        "params": dict(job.request.client.get("params") or job.request.params),
+        "params": dict(job.request.client.get("params", job.request.params)),
         "error": job.error.message if job.error else None,
         "created_at": _iso(job.created_at),
         "updated_at": _iso(job.history[-1].at),
@@ -212,9 +223,7 @@ def router(engine: Engine, settings: Settings) -> APIRouter:
             return TooLarge(f"Request too large. Maximum size: {_mb(most)} MB")
 
     routes = APIRouter(tags=["imagen"])
-    uploads = APIRouter(
-        prefix="/api/v1/images", tags=["imagen"], route_class=ImageRoute, responses=SUBMIT_ERRORS
-    )
+    uploads = APIRouter(prefix="/api/v1/images", route_class=ImageRoute, responses=SUBMIT_ERRORS)
 
     async def read(request: Request, upload: UploadFile) -> ImagePart:
         most = file_limit(caller(request), settings)
@@ -292,7 +301,7 @@ def router(engine: Engine, settings: Settings) -> APIRouter:
         operation_id="imagen_limits",
         summary="What this caller may send",
         response_model=Limits,
-        responses=_errors(_401="ERR_401: an API key is needed."),
+        responses=_errors({401: NO_KEY}),
     )
     async def tell_limits(request: Request) -> Response:
         return JSONResponse(limits(caller(request), settings))
@@ -302,7 +311,7 @@ def router(engine: Engine, settings: Settings) -> APIRouter:
         operation_id="imagen_job",
         summary="A job's record",
         response_model=JobRecord,
-        responses=JOB_ERRORS,
+        responses=_errors(JOB_ERRORS),
     )
     async def record(request: Request, job_id: str) -> Response:
         return JSONResponse(tell(await find(request, job_id)))
@@ -314,12 +323,11 @@ def router(engine: Engine, settings: Settings) -> APIRouter:
         response_class=Response,
         responses={
             200: {"content": {"image/png": {}}, "description": "The image."},
-            **JOB_ERRORS,
-            **_errors(
-                _409="ERR_409: not completed yet; `details.status` says how far it is.",
-                _410="ERR_410: the image has been removed.",
-                _500="JOB_PROCESSING_ERROR: the job failed.",
-            ),
+            **_errors(JOB_ERRORS | {
+                409: "ERR_409: not completed yet; `details.status` says how far it is.",
+                410: "ERR_410: the image has been removed.",
+                500: "JOB_PROCESSING_ERROR: the job failed.",
+            }),
         },
     )
     async def result(request: Request, job_id: str) -> Response:
@@ -341,7 +349,8 @@ def router(engine: Engine, settings: Settings) -> APIRouter:
         "/ready",
         operation_id="imagen_ready",
         summary="Whether jobs can be served",
-        responses={503: {"description": "Nothing can serve; `reason` says why."}},
+        response_model=Readiness,
+        responses={503: {"model": Readiness, "description": "Nothing can serve."}},
     )
     async def ready() -> Response:
         now = engine.snapshot()

@@ -2,7 +2,7 @@
 
 That service ran diffusion models; ours are classical, so a diffusion word becomes the nearest thing that a classical
 model has: inference steps are rounds of refinement, guidance is how strongly the effect is applied. A prompt is read by
-`core.recipe`. Words about sharpness steer the model's own sharpening (see `stress`); other edits it names are made too.
+`core.recipe`: words about sharpness steer the model's own sharpening (see `stress`), other edits are made as well.
 """
 
 from __future__ import annotations
@@ -18,9 +18,7 @@ from core.recipe import find_operations, named
 
 ENHANCE_PROMPT = "high quality, detailed, sharp"
 DETAIL: Mapping[str, float] = {"sharpen": 1.0, "smooth": -1.0, "soft": -1.0, "blur": -1.0}
-    "sharpen": 1.0, "contrast": 0.5, "vivid": 0.25, "muted": -0.25, "flat": -0.5, "smooth": -1.0, "soft": -1.0,
-    "blur": -1.0,
-"""How operations of a prompt speak for (above 0) or against detail."""
+"""How words about sharpness speak for (above 0) or against detail."""
 
 
 class UpscaleParams(BaseModel):

@@ -24,7 +24,8 @@ from core.job import Job
 from core.model import ModelSpec, Param
 from core.settings import Settings
 from core.states import State
-from engine.engine import Engine, ResultBody
+from engine.engine import Engine
+from engine.results import ResultBody
 from engine.feed import JobEvent
 
 MAX_WAIT = 300.0  # seconds; a longer `Prefer: wait` is cut to it

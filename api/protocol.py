@@ -7,13 +7,15 @@ hot path a task per request.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 import orjson
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from api.errors import PROBLEM, HeaderTooLarge, RequestTimeout, problem
 from api.limits import GONE, request_id
@@ -27,6 +29,28 @@ MAX_CHUNKS = 4096     # chunks a body may have before their size counts
 MIN_CHUNK = 64        # bytes they must have on average from then on
 
 
+class Cycle(RequestResponseCycle):
+    """One request and its answer. Its body is kept as the chunks that arrived: joining them costs as much as all the
+    rest of a request with a large image."""
+
+    chunks: deque[bytes]
+    waiting: int  # bytes of them
+
+    async def receive(self) -> Any:
+        if self.waiting_for_100_continue and not self.transport.is_closing():
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self.waiting_for_100_continue = False
+        if not self.chunks and not self.disconnected and not self.response_complete:
+            self.flow.resume_reading()
+            await self.message_event.wait()
+            self.message_event.clear()
+        if self.disconnected or self.response_complete:
+            return {"type": "http.disconnect"}
+        chunk = self.chunks.popleft() if self.chunks else b""
+        self.waiting -= len(chunk)
+        return {"type": "http.request", "body": chunk, "more_body": self.more_body or bool(self.chunks)}
+
+
 class Protocol(HttpToolsProtocol):
     """One connection. States: head (headers are coming), body, answered (the answer went out before the body ended).
 
@@ -35,6 +59,7 @@ class Protocol(HttpToolsProtocol):
     """
 
     header_timeout: ClassVar[float] = 10.0
+    cycle: Cycle
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -86,6 +111,8 @@ class Protocol(HttpToolsProtocol):
         self._in_head, self._in_body = False, True
         self._chunks = self._size = self._left = 0
         super().on_headers_complete()
+        self.cycle.__class__ = Cycle  # uvicorn leaves no other door open; its task has not begun yet
+        self.cycle.chunks, self.cycle.waiting = deque(), 0
 
     def on_body(self, body: bytes) -> None:
         self._chunks += 1
@@ -93,7 +120,13 @@ class Protocol(HttpToolsProtocol):
         if self._chunks > MAX_CHUNKS and self._size < self._chunks * MIN_CHUNK:
             self.transport.abort()  # its task hears of a client that went away
             return
-        super().on_body(body)
+        cycle = self.cycle
+        if not cycle.response_complete:
+            cycle.chunks.append(body)
+            cycle.waiting += len(body)
+            if cycle.waiting > HIGH_WATER_LIMIT:
+                self.flow.pause_reading()
+            cycle.message_event.set()
 
     def on_message_complete(self) -> None:
         self._in_head, self._in_body = True, False

@@ -25,7 +25,8 @@ from core.job import Job
 from core.model import ModelSpec
 from core.request import ImagePart, ImageRequest
 from core.settings import Settings
-from engine.engine import Engine, ResultBody
+from engine.engine import Engine
+from engine.results import ResultBody
 from engine.permit import Permit
 
 PREFIX = "/run/"

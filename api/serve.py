@@ -10,7 +10,6 @@ from contextlib import asynccontextmanager
 from types import FrameType
 
 import uvicorn
-from fastapi import FastAPI
 
 from api.app import create_app
 from api.protocol import uvicorn_config

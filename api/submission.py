@@ -21,7 +21,7 @@ from core.request import ImagePart, ImageRequest
 
 MAX_IMAGES = 16
 MAX_FIELDS = 64
-MAX_FIELD = 1 << 20
+MAX_FIELD = 256 << 10
 MAX_QUERY = 64
 ROLES: dict[str, Role] = {"image": "image", "image[]": "image", "mask": "mask"}
 
@@ -41,8 +41,14 @@ class Submission:
         self.fields[name] = single(name, value, self.fields)
 
 
-class _InMemory(MultiPartParser):
+class _Form(MultiPartParser):
+    """Starlette's parser, which takes a body that was cut off for a whole one."""
+
     spool_max_size = 1 << 40  # the body was admitted and bounded: no temporary file
+    complete = False
+
+    def on_end(self) -> None:
+        self.complete = True
 
 
 async def read_submission(request: Request, max_file: int) -> Submission:
@@ -82,11 +88,14 @@ async def read_form(found: Submission, headers: Headers, body: AsyncIterator[byt
     """Add the files and fields of a multipart body. Raises `BadRequest`, `TooLarge`, `InvalidParameter`."""
     # One file more than is taken, so that the 17th image gets a sentence of its own.
     limits = {"max_files": MAX_IMAGES + 2, "max_fields": MAX_FIELDS, "max_part_size": MAX_FIELD}
+    parser = _Form(headers, body, **limits)  # type: ignore[arg-type]
     try:
-        form = await _InMemory(headers, body, **limits).parse()  # type: ignore[arg-type]
+        form = await parser.parse()
     except MultiPartException as fault:
         raise BadRequest(f"the multipart body cannot be read: {fault.message}") from None
     try:
+        if not parser.complete:
+            raise BadRequest("the multipart body ends before its last boundary; it was cut off or names another one")
         for name, value in form.multi_items():
             if isinstance(value, UploadFile):
                 role = ROLES.get(name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import orjson
 from fastapi import APIRouter
@@ -12,7 +12,7 @@ from api import openapi
 from engine.engine import Engine
 
 
-def router(engine: Engine, render: Callable[[], tuple[bytes, str]]) -> APIRouter:
+def router(engine: Engine, render: Callable[[], Awaitable[tuple[bytes, str]]]) -> APIRouter:
     """The routes. `render` gives the metrics page and its content type."""
     api = APIRouter(tags=["system"])
 
@@ -39,7 +39,7 @@ def router(engine: Engine, render: Callable[[], tuple[bytes, str]]) -> APIRouter
     @api.get("/metrics", **openapi.answers("text", 200))
     async def metrics() -> Response:
         """Metrics in Prometheus' text format."""
-        page, kind = render()
+        page, kind = await render()
         return Response(page, headers={"content-type": kind})
 
     return api

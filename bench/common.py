@@ -23,6 +23,7 @@ def machine_facts(packages: Sequence[str] = ()) -> dict[str, Any]:
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "cores": len(os.sched_getaffinity(0)),
+        "load": round(os.getloadavg()[0], 1),  # of the last minute: was the machine ours alone?
         "cpu": _cpu(),
         "gpus": _gpus(),
         "python": platform.python_version(),

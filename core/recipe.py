@@ -1,8 +1,9 @@
 """Reads a prompt (English or Chinese) into a recipe of image operations. No network: a lexicon and a small grammar.
 
-The longest phrase known wins at each place. Degree words ("slightly", "very", "50%", 稍微, 一点) set the strength of the
-operation they stand at; "less" turns it into its opposite; a negation holds to the end of its clause; "not too bright"
-bounds what was asked elsewhere. Operations come out in the order in which they are applied (see `core.vocabulary`).
+The longest phrase known wins at each place. Degree words ("slightly", "very", "50%", 稍微, 一点) set the strength of
+the operation they stand at; "less" turns it into its opposite; a negation holds to the end of its clause; "not too
+bright" bounds what was asked elsewhere. Operations come out in the order in which they are applied, which is that of
+`core.vocabulary`.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def read_recipe(prompt: str, negative: str = "") -> tuple[Operation, ...]:
     wanted = _Reader(prompt)
     if not wanted.strengths:
         if wanted.banned | wanted.waved:
-            raise InvalidParameter("the prompt only says what not to do; name at least one edit to make", parameter="prompt")
+            raise InvalidParameter("the prompt only says what not to do; name an edit to make", parameter="prompt")
         raise InvalidParameter(
             f"nothing in the prompt is an edit that is understood; try one or several of: {examples()}",
             parameter="prompt",

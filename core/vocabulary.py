@@ -5,6 +5,8 @@ heading of their stage. A term with a tilde is weak: it counts only when no othe
 garden in "spring garden" is a garden, in "zen garden" it is not spring). A degree with `>` follows its operation.
 """
 
+# ruff: noqa: E501 (a table row is a line)
+
 from __future__ import annotations
 
 import re
@@ -128,7 +130,7 @@ _SUFFIXES = ("s", "es", "ed", "d", "ing", "er", "r", "en", "ened", "ening", "ens
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """What a word or phrase means. kind: op, colour, degree or a mark (not, cap, less, stop, join, fill, verb, by, skip).
+    """What a word or phrase means. kind: op, colour, degree, or a mark: not, cap, less, stop, join, fill, verb, by, skip.
 
     weak: gives way to another operation of its stage. trails: a degree that follows its operation (亮一点)."""
 

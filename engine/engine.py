@@ -11,8 +11,7 @@ import time
 import uuid
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Coroutine, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import structlog
@@ -20,10 +19,8 @@ import structlog
 from core.errors import (
     Draining,
     ErrorInfo,
-    JobNotFinished,
     NoDevice,
     Overloaded,
-    ResultGone,
     StorageFull,
     UnknownModel,
     WorkerLost,
@@ -43,6 +40,7 @@ from engine.live import Live, timings
 from engine.metrics import Metrics, resolution_class
 from engine.permit import Permit, images_into_arena
 from engine.register import Register
+from engine.results import ResultBody, stored_result
 from scheduler.admission import Admission, Grant
 from scheduler.commands import Command, Dispatch, Finish, Requeue, Restart, Revoke
 from scheduler.events import (
@@ -64,18 +62,6 @@ from workers.messages import BatchDidNotFit, BatchDone, Drop, Finished, ItemsDon
 from workers.monitor import Monitor, Reading
 
 log = structlog.get_logger("engine")
-
-MEDIA_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp", "avif": "image/avif"}
-
-
-@dataclass(frozen=True, slots=True)
-class ResultBody:
-    """An encoded result: bytes in memory (ephemeral jobs) or a file, and what it is."""
-
-    data: bytes | Path
-    media_type: str
-    format: str
-    size: int
 
 
 class Engine:
@@ -221,8 +207,7 @@ class Engine:
         if job.error is not None:
             raise from_info(job.error)
         assert live.result is not None and job.result is not None
-        kind = job.result.format
-        return job, ResultBody(live.result, MEDIA_TYPES.get(kind, "application/octet-stream"), kind, len(live.result))
+        return job, ResultBody.of(live.result, job.result.format, len(live.result))
 
     async def wait(self, job_id: str, timeout: float | None = None) -> Job:
         """Until the job has ended or the time is over; the job as it is then. Raises JobNotFound."""
@@ -255,18 +240,7 @@ class Engine:
 
     async def result(self, job_id: str, tenant: str | None = None) -> ResultBody:
         """The encoded result. Raises JobNotFound, JobNotFinished, the job's own error, or ResultGone."""
-        job = await self.job(job_id, tenant)
-        if not job.state.ended:
-            raise JobNotFinished(f"the job is {job.state.value}; its result comes when it has succeeded",
-                                 state=job.state.value, progress=job.progress)
-        if job.result is None:
-            raise from_info(job.error or ErrorInfo("internal_error", "the job has no result"))
-        assert isinstance(job.result.data, str)
-        path = await asyncio.to_thread(self._keeper.result_path, job.result.data)
-        if path is None:
-            raise ResultGone("the job succeeded, but its result has been removed; submit it again")
-        kind = job.result.format
-        return ResultBody(path, MEDIA_TYPES[kind], kind, job.result.size)
+        return await stored_result(await self.job(job_id, tenant), self._keeper)
 
     async def events(self, job_id: str, tenant: str | None = None, after: int = 0) -> AsyncIterator[JobEvent]:
         """Events numbered above `after`: past ones, then live ones; ends after the job's final state."""
@@ -504,10 +478,11 @@ class Engine:
         for id_ in await self._keeper.forget_old(time.time()):
             self.register.forget(id_)
 
-    def render_metrics(self) -> bytes:
-        """The page for Prometheus, with the gauges of this moment."""
+    async def render_metrics(self) -> tuple[bytes, str]:
+        """The page for Prometheus, with the gauges of this moment, and its content type. A large page takes tens of
+        milliseconds, which the event loop does not have."""
         self.metrics.devices(self.snapshot())
-        return self.metrics.render()[0]
+        return await asyncio.to_thread(self.metrics.render)
 
     def _background(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(work)

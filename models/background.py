@@ -1,7 +1,7 @@
 """`background_remove`: the subject cut out (RGBA), or its mask. The cut itself is `models.saliency`.
 
-Colours at the soft edge are cleared of the old background by blur-fusion foreground estimation (Forte 2021), so that the
-cut-out has no halo before a new one.
+Colours at the soft edge are cleared of the old background by blur-fusion foreground estimation (Forte 2021), so that
+the cut-out has no halo before a new one.
 """
 
 from __future__ import annotations

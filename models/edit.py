@@ -1,7 +1,7 @@
 """`edit`: a prompt is read into a recipe (`core.recipe`), the recipe is applied as image operations (`models.effects`).
 
-No network: what the prompt asks for is done by published filters, named where they are written. All items of a batch walk
-the same fixed order of operations; each takes part in those of its own recipe, with its own strengths and seed.
+No network: what the prompt asks for is done by published filters, named where they are written. All items of a batch
+walk the same fixed order of operations; each takes part in those of its own recipe, with its own strengths and seed.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from models.filters import quantise, reduced, repeat, resize, saturate, wide_blu
 from models.moods import MOODS, corners, palette, ramp_of, set_mood, sprite
 from models.painting import abstract, comic, emboss, ink, oil, sketch, watercolour
 from models.saliency import foreground
-from models.scene import Scene, colour, mix, screen
+from models.scene import Scene, colour, mix, screen, strips
 from models.tensors import blur, guided_filter, luminance, power
 
 
@@ -119,13 +119,16 @@ def sparkles(image: Tensor, scene: Scene) -> Tensor:
 def soft(image: Tensor, scene: Scene) -> Tensor:
     """Orton effect: a blurred, screened copy laid over the sharp picture."""
     glow = repeat(image, scene.passes, lambda x: wide_blur(x, max(0.6, scene.pixels(0.008))))
-    return mix(image, mix(screen(image, glow * 0.5), glow, 0.45), scene.amount(0.6))
+    for top, bottom in strips(*image.shape[2:], len(image)):
+        sharp, haze = image[:, :, top:bottom], glow[:, :, top:bottom]
+        haze.copy_(mix(sharp, mix(screen(sharp, haze * 0.5), haze, 0.45), scene.amount(0.6)))
+    return glow
 
 
 def blurred(image: Tensor, scene: Scene) -> Tensor:
     """Gaussian blur; the strength walks through a stack of ever wider blurs."""
-    depth = scene.times(2.0, most=4.0)
-    for number in range(4):
+    depth = scene.times(3.0, most=6.0)
+    for number in range(6):
         wider = repeat(image, [max(1, count // 2) for count in scene.passes],
                        lambda x, n=number: wide_blur(x, max(0.5, scene.pixels(0.003 * 2**n))))  # fmt: skip
         image = mix(image, wider, (depth - number).clamp(0, 1))
@@ -142,25 +145,26 @@ def sharpen(image: Tensor, scene: Scene) -> Tensor:
 def smooth(image: Tensor, scene: Scene) -> Tensor:
     """Guided filter (He, Sun, Tang 2010): noise and pores go, edges stay."""
     radius = max(1, round(scene.pixels(0.006)))
-    calm = reduced(image, lambda x: repeat(x, scene.passes, lambda y: guided_filter(luminance(y), y, radius, 0.004)), 8_000_000)
-    return mix(image, calm, scene.amount(0.85))
+
+    def calm(part: Tensor) -> Tensor:
+        return repeat(part, scene.passes, lambda x: guided_filter(luminance(x), x, radius, 0.004))
+
+    return mix(image, reduced(image, calm, 8_000_000), scene.amount(0.85))
 
 
 def blur_background(image: Tensor, scene: Scene) -> Tensor:
-    """The subject (see `models.saliency`) stays sharp; behind it a lens blur: bright points widen more than dark ones."""
+    """The subject (see `models.saliency`) stays sharp; behind it a lens blur, in which bright points widen most."""
     keep = torch.cat([foreground(item[None]) for item in image])
     keep = (keep * 1.4 - 0.2).clamp(0, 1)
 
     def defocus(part: Tensor) -> Tensor:
-        light, room = power(part, 3.0) * (1 - keep_small(part)) , 1 - keep_small(part)
+        room = 1 - resize(keep, *part.shape[2:])
+        light = power(part, 3.0) * room
         sigma = 0.012 * max(part.shape[2:])
         wide, share = light, room
         for _ in range(2):
             wide, share = wide_blur(wide, sigma), wide_blur(share, sigma)
         return power((wide / share.clamp_min(1e-3)).clamp(0, 1), 1 / 3)
-
-    def keep_small(part: Tensor) -> Tensor:
-        return resize(keep, *part.shape[2:])
 
     far = mix(image, reduced(image, defocus), scene.amount(0.9))
     return mix(far, image, keep)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from models.base import Adapter, Item, Output
 from models.tensors import blur, guided_filter, per_item, rgb_to_ycbcr, stack, to_uint8, ycbcr_to_rgb
+from models.wishes import granted
 
 TILE, MARGIN = 704, 160  # pixels; five levels and the filters beside them reach no further than the margin
 DEPTH = 5  # levels of detail; tiles begin at multiples of 2**DEPTH, so that all share one pyramid
@@ -33,6 +34,7 @@ class Enhance(Adapter):
 
     def run(self, items: Sequence[Item]) -> list[Output]:
         """Outputs of the items' size."""
+        items = granted(items, self.device)
         images = [item.image for item in items if item.image is not None]
         height, width = images[0].shape[:2]
         size = max(1, (TILE + 2 * MARGIN) ** 2 // (height * width))

@@ -163,3 +163,8 @@ class Particles:
         length = ((1 - turn.abs()) * (1 - turn.abs()) + turn * turn).sqrt()
         along, side = along / length, side / length
         return ((1 - along * along - side.abs() * 2.2) * 6).clamp(0, 1) * self.there
+
+    def streaks(self) -> Tensor:
+        """Falling rain: short slanted lines."""
+        line = (1 - (self.dx + self.dy * 0.2).abs() * 14).clamp_min(0)
+        return line * (1 - self.dy.abs() * 2.2).clamp_min(0) * self.there

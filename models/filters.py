@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.scene import strips
 from models.tensors import blur, box, luminance, pad
 
 WORKING_PIXELS = 2_500_000
@@ -26,8 +27,12 @@ def resize(batch: Tensor, height: int, width: int) -> Tensor:
         return F.adaptive_avg_pool2d(batch, (height, width))
     rows, row, fy = _taps(h, height, batch)
     columns, column, fx = _taps(w, width, batch)
-    batch = batch[:, :, rows] * (1 - fy).view(-1, 1) + batch[:, :, row] * fy.view(-1, 1)
-    return batch[..., columns] * (1 - fx) + batch[..., column] * fx
+    out = batch.new_empty((*batch.shape[:2], height, width))
+    for top, bottom in strips(height, width, len(batch)):
+        low, high, share = rows[top:bottom], row[top:bottom], fy[top:bottom].view(-1, 1)
+        part = batch[:, :, low] * (1 - share) + batch[:, :, high] * share
+        out[:, :, top:bottom] = part[..., columns] * (1 - fx) + part[..., column] * fx
+    return out
 
 
 def _taps(old: int, new: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -19,6 +19,7 @@ from models.patchmatch import Level, complete, dilate, mix, pull_push, pyramid
 from models.tensors import stack
 
 SMALL = 160 * 128  # pixels of a level that may be the first: it is searched exhaustively
+PEELED = 50_000  # targets up to which a level may be the first
 THICK = 3
 NOISE = 8  # mask values below this count as 0: the ripples that JPEG leaves in a black mask
 SEARCHED = 300_000  # hole pixels up to which a level is searched; finer ones copy along the field of a coarser level
@@ -94,21 +95,20 @@ class Inpaint(Adapter):
 
 
 def _starts(levels: list[Level], patch: int) -> list[int]:
-    """Per item the level to start on, -1 where no level has a source: the finest small one on which the hole is at most
-    `THICK` patches thick, else the coarsest that still has as many sources as targets.
-
-    Patches below 3 x 3 compare nothing, so they count as none."""
+    """Per item the level to start on: the finest small one on which the hole is at most `THICK` patches thick, else the
+    coarsest that has sources enough; -1 where none has. Patches below 3 x 3 compare nothing, so they count as none."""
     r = patch // 2
-    starts, thin = torch.full((2, len(levels[0].hole)), -1)
+    starts = torch.full((len(levels[0].hole),), -1)
+    thin = starts > 0
     for depth, level in enumerate(levels if patch >= 3 else ()):
         height, width = level.hole.shape[1:]
         touched = dilate(level.hole, r)[:, r : height - r, r : width - r].flatten(1)
-        sources = (~touched).sum(1).cpu()
-        enough = (sources > 0) & ((sources * 2 >= touched.sum(1).cpu()) | (depth == 0))
-        starts[enough & (thin < 0)] = depth
+        targets, sources = touched.sum(1).cpu(), (~touched).sum(1).cpu()
+        enough = (sources >= (1 if depth == 0 else 64)) & (targets <= PEELED)
+        starts[enough & ~thin] = depth
         if height * width <= SMALL or depth == len(levels) - 1:
             core = ~dilate(~level.hole, patch * THICK // 2)
-            thin[enough & ~core.flatten(1).any(1).cpu()] = depth
+            thin |= enough & ~core.flatten(1).any(1).cpu()
     return starts.tolist()
 
 

@@ -1,15 +1,16 @@
 """Moods: what a scene word (sunset, winter, cyberpunk) does to colour, light and air. A mood is a row of a table.
 
-Colour follows the split-toning of film: a palette runs from shadow to light and replaces part of the picture's own colour
-(a one-dimensional colour transfer, compare Reinhard et al. 2001). Air follows Koschmieder's law with height in the picture
-in place of depth. Night is Thompson, Shirley and Ferwerda 2002: darker, bluer, less colour. Snow, stars, bubbles and
-leaves are particles of `models.fields`.
+Colour follows the split-toning of film: a palette runs from shadow to light and replaces part of the picture's own
+colour (a one-dimensional colour transfer, compare Reinhard et al. 2001). Air follows Koschmieder's law with height in
+the picture in place of depth. Night is Thompson, Shirley and Ferwerda 2002: darker, bluer, less colour. Snow, stars,
+bubbles and leaves are particles of `models.fields`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -109,7 +110,7 @@ def palette(grey: Tensor, codes: tuple[str, ...]) -> Tensor:
     """Grey n x 1 x h x w to the colours of a ramp whose stops are evenly spaced."""
     ramp = [colour(code, grey) for code in codes]
     out = ramp[0]
-    for number, (low, high) in enumerate(zip(ramp, ramp[1:], strict=False)):
+    for number, (low, high) in enumerate(pairwise(ramp)):
         out = out + (high - low) * (grey * (len(ramp) - 1) - number).clamp(0, 1)
     return out
 
@@ -138,19 +139,26 @@ def _with_particles(image: Tensor, row: tuple[str, str, float, float, float], sc
         here = scene.each([power * min(1.0, strength) * (count > layer) for strength, count in
                            zip(scene.strengths, scene.passes, strict=True)])  # fmt: skip
         cover = sprite(shape, scene, cells * 1.6**layer, rarity, 5 + layer) * here * 0.85**layer
-        image = screen(image, colour(code, image) * cover) if shape == "stars" else mix(image, colour(code, image), cover)
+        tint = colour(code, image)
+        image = screen(image, tint * cover) if shape == "stars" else mix(image, tint, cover)
     return image
 
 
 def sprite(shape: str, scene: Scene, cells: float, rarity: float, stream: int) -> Tensor:
     """Cover 0-1 of one layer of particles, n x 1 x rows x w."""
-    if shape == "streaks":
-        fine = scene.grid.particles(stream, cells, rarity, drift=0.37)
-        return ((1 - (fine.dx + fine.dy * 0.2).abs() * 14).clamp_min(0) * (1 - fine.dy.abs() * 2.2).clamp_min(0)) * fine.there
     points = scene.grid.particles(stream, cells, rarity, drift=0.37)
-    return {
-        "discs": points.discs, "rings": points.rings, "leaves": points.leaves, "stars": points.stars,
-    }[shape]({"discs": 0.16, "rings": 0.34, "leaves": 0.33, "stars": 0.45}[shape])  # fmt: skip
+    match shape:
+        case "discs":
+            return points.discs(0.16)
+        case "rings":
+            return points.rings(0.34)
+        case "leaves":
+            return points.leaves(0.33)
+        case "stars":
+            return points.stars(0.45)
+        case "streaks":
+            return points.streaks()
+    raise ValueError(shape)
 
 
 def ramp_of(codes: list[str]) -> tuple[str, ...]:

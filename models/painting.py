@@ -1,7 +1,7 @@
 """Painting and drawing: oil, watercolour, pencil, ink, comic, abstract, relief.
 
-Each takes float32 n x 3 x h x w in 0..1 and a `Scene`, and works on a reduced copy of large pictures. Brushes are shares
-of the longer side; each pass of the scene goes over the strokes once more, which makes them broader and calmer.
+Each takes float32 n x 3 x h x w in 0..1 and a `Scene`, and works on a reduced copy of large pictures. Brushes are
+shares of the longer side; each pass of the scene goes over the strokes once more, which makes them broader and calmer.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from models.filters import (
     wide_blur,
 )
 from models.moods import corners, palette
-from models.scene import Scene, colour, mix
+from models.scene import Scene, colour, mix, strips
 from models.tensors import blur, luminance
 
 
@@ -79,7 +79,7 @@ def watercolour(image: Tensor, scene: Scene) -> Tensor:
 
 
 def sketch(image: Tensor, scene: Scene) -> Tensor:
-    """Pencil drawing: dodged blur for the outline, hatching combed along one direction for the tone (Lu et al. 2012)."""
+    """Pencil drawing: dodged blur for the outline, hatching combed one way for the tone (Lu et al. 2012)."""
 
     def draw(x: Tensor) -> Tensor:
         grey = luminance(x)
@@ -121,7 +121,7 @@ def comic(image: Tensor, scene: Scene) -> Tensor:
 
 
 def drawn(image: Tensor, scene: Scene, gains: Tensor) -> Tensor:
-    """The comic picture itself; `gains` (n x 1 x 1 x 1) weigh the lines. Lines are cut at full size, so they stay crisp."""
+    """The comic picture itself; `gains` (n x 1 x 1 x 1) weigh the lines, which are cut at full size and stay crisp."""
 
     def flats(x: Tensor) -> Tensor:
         base = strokes(x, scene, 1 / 170)
@@ -130,10 +130,12 @@ def drawn(image: Tensor, scene: Scene, gains: Tensor) -> Tensor:
         return torch.cat([base, grey, response], 1)
 
     plan = reduced(image, flats)
-    base, grey, response = plan[:, :3], plan[:, 3:4], plan[:, 4:5]
-    stepped = quantise(grey.clamp(0, 0.999), 7, 5.0)
-    coloured = saturate(base + (stepped - grey), 1.5) * 1.04 + 0.02
-    return coloured.clamp(0, 1) * lines(response, gains * 2.0)
+    for top, bottom in strips(*image.shape[2:], len(image)):
+        base, grey, response = plan[:, :, top:bottom].split((3, 1, 1), 1)
+        stepped = quantise(grey.clamp(0, 0.999), 7, 5.0)
+        coloured = saturate(base + (stepped - grey), 1.5) * 1.04 + 0.02
+        base.copy_(coloured.clamp(0, 1) * lines(response, gains * 2.0))
+    return plan[:, :3]
 
 
 def abstract(image: Tensor, scene: Scene) -> Tensor:

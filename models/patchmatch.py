@@ -96,8 +96,9 @@ def pyramid(rgb: Tensor, hole: Tensor, smallest: int) -> list[Level]:
         fine = levels[-1]
         known = (~fine.hole)[:, None].float()
         weight = halve(known)
-        planes = [halve(plane * known).div_(weight.clamp_min(1)).round_().to(torch.uint8) for plane in fine.planes.split(1, 1)]
-        levels.append(Level(torch.cat(planes, 1), weight[:, 0] < 4))
+        total = weight.clamp_min(1)
+        means = [(halve(plane * known) / total).round_().to(torch.uint8) for plane in fine.planes.split(1, 1)]
+        levels.append(Level(torch.cat(means, 1), weight[:, 0] < 4))
     return levels
 
 
@@ -277,7 +278,8 @@ class Canvas:
         """The picture, uint8 N x 3 x H x W, its filling shifted in colour so that it meets the known rim without a seam
         (Farbman et al. 2009): what the patches propose for the rim differs from what is there by a light and shade
         that is spread smoothly into the hole. A great difference is no matter of light, and does not count."""
-        picture = self.packed.view(torch.uint8).view(self.count, self.height, self.width, 4)[..., :3].permute(0, 3, 1, 2)
+        bytes_ = self.packed.view(torch.uint8).view(self.count, self.height, self.width, 4)
+        picture = bytes_[..., :3].permute(0, 3, 1, 2)
         rim = dilate(self.hole, self.r) & ~self.hole
         where = places(rim)
         actual = self.packed.index_select(0, where).view(torch.uint8).view(-1, 4).float()

@@ -193,7 +193,7 @@ def _mixture(colours: Tensor, weights: Tensor, parts: int = 5, rounds: int = 4) 
         duty = (log - density).exp() * weights
         size = duty.sum(1).clamp_min(1e-3)
         means = (duty @ colours) / size[:, None]
-        spread = torch.stack([(duty[k][:, None] * (colours - means[k]).square()).sum(0) / size[k] for k in range(parts)])
+        spread = torch.stack([(duty[k] @ (colours - means[k]).square()) / size[k] for k in range(parts)])
         spread, share = spread.clamp_min(2.5**2), size / size.sum()
     return density
 

@@ -22,10 +22,10 @@ class Stub(Adapter):
     sum(per_item_ms) over its items.
 
     `act` says what else happens, before the result: none; sleep (`seconds` longer); hang (for ever); crash (SIGKILL to
-    its own process); exit (os._exit(1)); oom (does not fit while the batch has more than `fits` items); raise; garbage (an
-    array that is no picture); nan (floats, all NaN); black (zeros, the right shape); slow_progress (reports tenths over
-    `seconds`). With `once`, a token, an act happens only for the first that names it: a marker file in the folder of
-    the option `folder` remembers it across processes.
+    its own process); exit (os._exit(1)); oom (does not fit while the batch has more than `fits` items); raise; garbage
+    (an array that is no picture); nan (floats, all NaN); black (zeros, the right shape); slow_progress (reports tenths
+    over `seconds`). With `once`, a token, an act happens only for the first that names it: a marker file in the folder
+    of the option `folder` remembers it across processes.
     """
 
     @torch.inference_mode()

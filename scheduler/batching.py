@@ -43,7 +43,7 @@ def _pays(queue: GroupQueue, wait: float, until_free: float, leaving: int = 0) -
     when as many are here as there ever are, and an urgent job never waits for others."""
     gained = min(until_free, queue.curve.seconds(queue.count * queue.cost) or 0.0)
     here = queue.count + queue.running - leaving
-    return RETURN * wait * (queue.count + 1) < gained and here < queue.arrivals.peak - 0.5 and not queue.lanes[0]
+    return here < queue.arrivals.peak and RETURN * wait * (queue.count + 1) < gained and not queue.lanes[0]
 
 
 def expected_seconds(queue: GroupQueue, worker: Worker, cost: float) -> float | None:

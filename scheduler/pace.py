@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 
 FAR = 4.0  # a measurement this many times off is not noise: a model was loaded, a device changed its clock
+LATELY = 16  # batches
 
 
 class Curve:
@@ -71,15 +72,16 @@ class Arrivals:
 
     gap: how soon, typically, a job follows the one before; echo: how soon one follows the end of a batch, since clients
     that were answered come back. Both are geometric means: jobs come in bursts, and what counts is the gap within.
-    peak: how many jobs (waiting or running) there are at most lately; when all of them are here, nobody is awaited.
+    peak: the most jobs (waiting or running) that there were at once lately; when all of them are here, nobody is
+    awaited.
     """
 
-    __slots__ = ("echo", "ended", "gap", "last", "peak")
+    __slots__ = ("_batches", "_before", "_most", "echo", "ended", "gap", "last")
 
     def __init__(self) -> None:
         self.gap = self.echo = math.inf
         self.last = self.ended = -math.inf
-        self.peak = 0.0
+        self._batches = self._most = self._before = 0
 
     def came(self, now: float, alive: int) -> None:
         """A job has arrived; with it, so many are waiting or running."""
@@ -88,7 +90,18 @@ class Arrivals:
         if self.last > -math.inf:
             self.gap = _blend(self.gap, now - self.last)
         self.last = now
-        self.peak = max(alive, self.peak + 0.05 * (alive - self.peak))
+        self._most = max(self._most, alive)
+
+    def answered(self, now: float) -> None:
+        """A batch has ended. Every so many of them, an older peak is forgotten."""
+        self.ended = now
+        self._batches += 1
+        if self._batches % LATELY == 0:
+            self._before, self._most = self._most, 0
+
+    @property
+    def peak(self) -> int:
+        return max(self._most, self._before)
 
     def next(self) -> tuple[float, float]:
         """The typical wait for the next one, and the moment from which it is counted."""

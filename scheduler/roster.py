@@ -20,7 +20,7 @@ from scheduler.work import Batch
 SLOTS = 2  # one batch runs, one more may follow
 LOOK = 16  # ring places looked at before the least burdened is taken instead
 STALE = 300.0  # seconds after which an idle worker's pace is doubted, so that one passed over gets another try
-CROWDED = 1.5  # a device without free memory counts as so much slower
+CROWDED = 2.0  # a device without free memory counts as so much slower
 OVERDUE = 2.0  # a batch this many times over its expected time says nothing about when its worker will be free
 
 

@@ -81,7 +81,7 @@ class Scheduler:
 
     def _fill(self) -> None:
         """Hand out what can be handed out: suspects first, each alone; then whoever's turn it is, as long as a worker
-        is idle or about to be."""
+        is idle or about to be. The last idle one may wait for a fuller batch, if no other group wants it."""
         self._wake = None
         if self.draining:
             return
@@ -97,21 +97,14 @@ class Scheduler:
             queue = self.backlog.next_group()
             most = queue.room(worker.name)
             only = queue.count == self.backlog.count
-            if idle:
-                due = self._held(worker, queue, most, only)
+            if idle and only and queue.count < most and self.roster.idle == 1:
+                due = hold_until(queue, worker.freed, self.roster.next_end() - self.now, self.config)
             else:
-                due = prefetch_at(worker, queue, most, only, self.config)
+                due = self.now if idle else prefetch_at(worker, queue, most, only, self.config)
             if due > self.now:
                 self._wake = due
                 return
             self._dispatch(worker, queue, self.backlog.take(queue, most))
-
-    def _held(self, worker: Worker, queue: GroupQueue, most: int, only: bool) -> float:
-        """Until when an idle device waits for more of this group: not while another could serve whoever comes, nor when
-        other groups wait for it."""
-        if not only or queue.count >= most or self.roster.idle > 1:
-            return self.now
-        return hold_until(queue, worker.freed, self.roster.next_end() - self.now, self.config)
 
     def _dispatch(self, worker: Worker, queue: GroupQueue, jobs: list[Job], *, alone: bool = False) -> None:
         self._batches += 1
@@ -229,7 +222,7 @@ class Scheduler:
             seconds = event.seconds if event.seconds > 0 else self.now - batch.started
             worker.pace = learn(batch.group.curve, worker.pace, batch.cost, seconds)
             worker.measured, worker.doubted = self.now, False
-        batch.group.arrivals.ended = self.now
+        batch.group.arrivals.answered(self.now)
         worker.done += 1
         worker.items += batch.size
         for job in self._release(batch):

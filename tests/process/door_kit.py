@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,18 @@ async def listen(app: ASGIApp, settings: Settings) -> AsyncIterator[int]:
         config = uvicorn_config(settings, app, lifespan="off", timeout_graceful_shutdown=1)
         server = uvicorn.Server(config)
         task = asyncio.create_task(server._serve([sock]))
-        while not server.started:  # noqa: ASYNC110  (uvicorn has no event for it)
-            await asyncio.sleep(0)
+        await until(lambda: server.started)
         try:
             yield sock.getsockname()[1]
         finally:
             server.should_exit = True
             await task
+
+
+async def until(true: Callable[[], object]) -> None:
+    """Let others run until it is true; the test's own timeout bounds it."""
+    while not true():  # noqa: ASYNC110
+        await asyncio.sleep(0)
 
 
 @contextlib.asynccontextmanager

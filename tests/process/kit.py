@@ -56,7 +56,9 @@ def pixels(data: bytes) -> np.ndarray:
 class RunningServer:
     """`python server.py` with its workers. `args` are further flags."""
 
-    def __init__(self, outputs: Path, *args: str, devices: str = "cpu:2", models: str = "stub,echo", **environ: str) -> None:
+    def __init__(
+        self, outputs: Path, *args: str, devices: str = "cpu:2", models: str = "stub,echo", **environ: str
+    ) -> None:
         self.outputs, self.port = outputs, free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = outputs.parent / f"{outputs.name}.log"

@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
+from kit import ROOT, TEST_MODELS, photo, pixels
 
 from core.header import read_header
 from core.model import ModelSpec, read_spec
 from core.request import ImagePart, OutputFormat
-from tests.process.kit import TEST_MODELS, photo, pixels
 from workers.arena import Arena
 from workers.contract import Said, WorkerDown, WorkerUp
 from workers.devices import DevicePlan
@@ -71,8 +72,11 @@ class Bench:
             spec = next(spec for spec in specs() if spec.name == model)
             made.append(
                 RunItem(
-                    f"job{number}", (ImagePart("image", span, read_header(data), len(data)),), spec.check_params(params),
-                    OutputFormat(), self.arena.take(1 << 20),
+                    f"job{number}",
+                    (ImagePart("image", span, read_header(data), len(data)),),
+                    spec.check_params(params),
+                    OutputFormat(),
+                    self.arena.take(1 << 20),
                 )
             )
         return RunBatch(self.batches, model, tuple(made))
@@ -190,7 +194,7 @@ async def test_a_model_that_cannot_load_is_reported_and_its_device_given_up(tmp_
 @pytest.mark.parametrize("moment", [0.0, 0.3, 0.8])
 async def test_a_worker_killed_while_it_boots_is_started_again(tmp_path, moment):
     async with Bench(1, specs(), tmp_path) as bench:
-        while bench.pool.view()[0].pid is None:
+        while bench.pool.view()[0].pid is None:  # noqa: ASYNC110
             await asyncio.sleep(0.001)
         await asyncio.sleep(moment)  # somewhere between exec and ready
         os.kill(bench.pid(), signal.SIGKILL)
@@ -201,7 +205,7 @@ async def test_a_worker_killed_while_it_boots_is_started_again(tmp_path, moment)
 async def test_workers_die_with_their_master_even_when_they_are_stopped(tmp_path):
     code = (
         "import asyncio, os, signal, sys\n"
-        "from tests.process.test_pool import Bench, specs, WorkerUp\n"
+        "from test_pool import Bench, specs, WorkerUp\n"
         "from pathlib import Path\n"
         "async def main():\n"
         "    bench = await Bench(2, specs(), Path('.')).__aenter__()\n"
@@ -214,9 +218,9 @@ async def test_workers_die_with_their_master_even_when_they_are_stopped(tmp_path
     )
     script = tmp_path / "master.py"
     script.write_text(code)
-    environ = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests" / "process")])}
     process = await asyncio.create_subprocess_exec(
-        os.sys.executable, str(script), stdout=asyncio.subprocess.PIPE, env=environ
+        sys.executable, str(script), stdout=asyncio.subprocess.PIPE, env=environ
     )
     out, _ = await process.communicate()
     pids = [int(word) for word in out.split()]

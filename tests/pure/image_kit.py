@@ -60,3 +60,9 @@ def png(width: int, height: int, rows: bytes, *, depth: int = 8, colour: int = 2
 def insert_after_header(file: bytes, extra: bytes) -> bytes:
     """A PNG with more chunks right behind IHDR."""
     return file[:33] + extra + file[33:]
+
+
+def far(a: np.ndarray, b: np.ndarray) -> float:
+    """Mean distance of two images in 8-bit steps."""
+    assert a.shape == b.shape
+    return float(np.abs(a.astype(int) - b.astype(int)).mean())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import Any
 from uuid import uuid4
 
 from hypothesis import strategies as st
+from sqlalchemy import event
 
 from core.errors import ErrorInfo
 from core.header import ImageHeader
@@ -50,11 +52,15 @@ def put(store: JobStore, job: Job, fingerprint: str | None = None) -> Job:
 
 
 @contextmanager
-def held(database: Path) -> Iterator[None]:
-    """A stranger holds the write lock, so that everything submitted inside waits together."""
-    stranger = sqlite3.connect(database, isolation_level=None)
+def held(store: JobStore) -> Iterator[None]:
+    """A stranger holds the write lock and the writer waits for it, so that everything submitted inside is one group."""
+    stranger = sqlite3.connect(store._path, isolation_level=None)
     stranger.execute("BEGIN IMMEDIATE")
+    waits = threading.Event()
+    event.listen(store._engine, "begin", lambda _: waits.set(), insert=True)
+    store.delete([new_id()])
     try:
+        assert waits.wait(WAIT)
         yield
     finally:
         stranger.rollback()

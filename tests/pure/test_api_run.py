@@ -96,9 +96,9 @@ async def test_an_image_and_its_mask_come_as_a_form(server: Server) -> None:
 async def test_a_wrong_request_touches_no_worker(
     server: Server, path: str, headers: dict[str, str], content: bytes, status: int, code: str
 ) -> None:
-    answer = await server.client.post(path, headers=headers, content=content)
+    async with nothing_happens(server):
+        answer = await server.client.post(path, headers=headers, content=content)
     assert (answer.status_code, problem(answer)["code"]) == (status, code), answer.text
-    await nothing_happens(server)
     assert server.engine.arena.spans == 0
 
 

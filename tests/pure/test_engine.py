@@ -289,4 +289,4 @@ async def test_the_snapshot_tells_devices_queue_and_jobs(tmp_path):
             await made.wait(job.id, 10)
         told = made.snapshot()
         assert told["jobs"]["succeeded"] == 3 and told["workers"][0]["images"] == 3
-        assert b"imagepool_jobs_total" in made.render_metrics()
+        assert b"imagepool_jobs_total" in (await made.render_metrics())[0]

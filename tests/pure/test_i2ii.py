@@ -10,7 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
-from core.errors import InvalidParameter, ModelFailed
+from api.dialect import Meter
+from core.errors import InvalidParameter, ModelFailed, TooLarge
 from core.request import ImageRequest
 from engine.engine import Engine
 from tests.pure.dialect_kit import KEY, OTHER_KEY, Server, keys_file, png, serve
@@ -149,6 +150,22 @@ async def test_too_large_is_also_found_without_a_content_length(server: Server) 
     kind = {"content-type": "multipart/form-data; boundary=b"}
     answer = await server.client.post("/edit", content=body(), headers=kind)
     assert (answer.status_code, answer.json()) == (413, {"detail": "Image too large"})
+
+
+@pytest.mark.parametrize("left, passes", [(10, 10), (0, 0), (-1, 0)])
+async def test_beyond_its_limit_a_body_is_read_to_its_end_but_not_kept(left: int, passes: int) -> None:
+    chunks = [bytes(2)] * 20
+    sent = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks]
+    sent.append({"type": "http.request", "body": b"x", "more_body": False})
+
+    async def receive() -> dict[str, Any]:
+        return sent.pop(0)
+
+    meter, kept = Meter(receive, left, TooLarge("no")), 0
+    with pytest.raises(TooLarge):
+        while True:
+            kept += len((await meter())["body"])
+    assert (kept, sent) == (passes, [])
 
 
 async def test_exactly_10_mib_is_not_too_large(server: Server) -> None:
@@ -315,11 +332,11 @@ async def test_system_status_keeps_its_old_keys_and_tells_each_device(server: Se
     ("given_up", "initialization_failed"), ("draining", "stopping"), ("stopped", "stopped"), ("other", "unknown"),
 ])  # fmt: skip
 async def test_worker_states_have_their_old_words(server: Server, state: str, word: str) -> None:
-    from api.i2ii import system
+    from api.i2ii_shapes import system_status
 
     now = server.engine.snapshot()
     now["workers"][0]["state"] = state
-    assert system(now)["worker_status"]["0"] == word
+    assert system_status(now)["worker_status"]["0"] == word
 
 
 async def test_with_keys_a_strangers_request_does_not_exist(tmp_path: Path) -> None:

@@ -122,6 +122,7 @@ async def test_defaults_are_those_of_the_contract(server: Server) -> None:
     }  # fmt: skip
     assert told["enhance"] == {"prompt": "high quality, detailed, sharp", "strength": 0.3, "guidance_scale": 7.5}
     assert told["style/comic"] == told["style/aged"] == {"prompt": "", "strength": 0.6, "guidance_scale": 8.0}
+    assert told["background/remove"] == {}
 
 
 @pytest.mark.parametrize(
@@ -248,6 +249,15 @@ async def test_too_many_requests_are_a_429_of_this_dialect(tmp_path: Path) -> No
         answer = await post(server, "enhance", key=KEY)
         assert code_of(answer) == (429, "RATE_LIMIT_EXCEEDED") and int(answer.headers["retry-after"]) > 0
         assert answer.headers["x-ratelimit-limit"] == "1" and answer.headers["x-ratelimit-remaining"] == "0"
+
+
+def test_a_prompt_stresses_detail_by_its_words_and_their_degree() -> None:
+    from api.imagen_params import stress
+
+    rising = ["very blurry", "soft", "", "slightly sharp", "sharp", "extremely sharp"]
+    values = [stress(prompt) for prompt in rising]
+    assert values == sorted(values) and len(set(values)) == len(values) and stress("") == 1.0
+    assert stress("", "blurry") > 1 > stress("", "sharp") and min(values) >= 0.25 and max(values) <= 4
 
 
 @pytest.mark.parametrize("wait, code", [(3.0, "RATE_LIMIT_EXCEEDED"), (40_000.0, "QUOTA_EXCEEDED")])

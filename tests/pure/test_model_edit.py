@@ -1,4 +1,4 @@
-"""`edit`: every operation does something, the sixteen prompts of the old client look different, nobody disturbs anybody."""
+"""`edit`: every operation does something, the sixteen prompts of the old client look different, nobody is disturbed."""
 
 from __future__ import annotations
 
@@ -69,7 +69,8 @@ def test_more_strength_is_more_change(name: str, cat: np.ndarray) -> None:
         ("mirror", lambda old, new: np.array_equal(new, old[:, ::-1])),
         ("flip", lambda old, new: np.array_equal(new, old[::-1])),
         ("upside down", lambda old, new: np.array_equal(new, old[::-1, ::-1])),
-        ("vignette", lambda old, new: new[0, 0].mean() < old[0, 0].mean() * 0.6 and change(new[40:56, 40:56], old[40:56, 40:56]) < 3),
+        ("vignette", lambda old, new: new[0, 0].mean() < old[0, 0].mean() * 0.6),
+        ("vignette", lambda old, new: change(new[40:56, 40:56], old[40:56, 40:56]) < 3),
         ("night", lambda old, new: new.mean() < old.mean() * 0.6),
     ],
 )  # fmt: skip

@@ -39,7 +39,8 @@ def test_seed_moves_the_grain_and_a_negative_prompt_takes_wishes_back(portrait: 
     aged, comic = MODELS["style_aged"], MODELS["style_comic"]
     assert change(run(aged, "style_aged", portrait, seed=1), run(aged, "style_aged", portrait, seed=2)) > 1
     wish = {"prompt": "film grain, night", "negative_prompt": "night", "seed": 1}
-    assert change(run(comic, "style_comic", portrait, **wish), run(comic, "style_comic", portrait, **(wish | {"seed": 2}))) > 0.5
+    other = wish | {"seed": 2}
+    assert change(run(comic, "style_comic", portrait, **wish), run(comic, "style_comic", portrait, **other)) > 0.5
     only = run(comic, "style_comic", portrait, prompt="film grain", seed=1)
     assert np.array_equal(run(comic, "style_comic", portrait, **wish), only)
 
@@ -80,7 +81,10 @@ def test_a_result_is_the_same_bytes_alone_and_in_any_company(name: str) -> None:
     image = photo("cat", 100)
     wishes = ("", "night", "soft, sepia", "snow", "")
     items = [
-        Item(params(name, {"strength": 0.2 * i + 0.15, "guidance": 1 + 4 * i, "seed": i, "prompt": wish}), np.roll(image, 9 * i, 0))
+        Item(
+            params(name, {"strength": 0.2 * i + 0.15, "guidance": 1 + 4 * i, "seed": i, "prompt": wish}),
+            np.roll(image, 9 * i, 0),
+        )
         for i, wish in enumerate(wishes)
     ]
     alone = [MODELS[name].run([item])[0].image for item in items]
@@ -91,5 +95,6 @@ def test_a_result_is_the_same_bytes_alone_and_in_any_company(name: str) -> None:
 
 
 def test_facts_tell_which_words_were_understood(portrait: np.ndarray) -> None:
-    output = MODELS["style_comic"].run([Item(params("style_comic", {"prompt": "ghibli style, comic, vibrant colors"}), portrait)])
+    wish = {"prompt": "ghibli style, comic, vibrant colors"}
+    output = MODELS["style_comic"].run([Item(params("style_comic", wish), portrait)])
     assert output[0].facts["recipe"] == [{"operation": "vivid", "strength": 1.0}]

@@ -39,7 +39,7 @@ def test_a_prompt_of_the_existing_client_is_read(prompt: str) -> None:
     assert set(read(prompt)) == CLIENT_PROMPTS[prompt]
 
 
-def test_a_chat_test_prompt_with_two_colours_names_both() -> None:
+def test_a_prompt_with_two_colours_names_both() -> None:
     recipe = read_recipe("Change the colors to purple and gold")
     assert recipe[0].params["colours"] == ["purple", "gold"]
 
@@ -121,7 +121,8 @@ def test_not_too_bounds_what_was_asked_for() -> None:
 
 
 def test_less_of_something_is_its_opposite() -> None:
-    assert set(read("less warm, reduce the contrast, lower the saturation, 降低亮度")) == {"cooler", "flat", "muted", "darker"}
+    prompt = "less warm, reduce the contrast, lower the saturation, 降低亮度"
+    assert set(read(prompt)) == {"cooler", "flat", "muted", "darker"}
 
 
 def test_a_weak_word_gives_way_to_a_strong_one() -> None:

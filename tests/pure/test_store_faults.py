@@ -50,7 +50,7 @@ def test_a_big_write_without_room_does_not_fail_the_small_ones_of_its_commit(sto
     with store._engine.connect() as db:
         pages = db.exec_driver_sql("PRAGMA page_count").scalar()
         db.exec_driver_sql(f"PRAGMA max_page_count = {pages + 2}")
-    with held(database):
+    with held(store):
         small = [store.insert(a_job())]
         big = store.insert(a_job(params={"prompt": "x" * 60_000}))
         small.append(store.insert(a_job()))
@@ -65,7 +65,7 @@ def test_a_winner_that_found_no_room_leaves_its_key_to_the_next(store, database)
     with store._engine.connect() as db:
         pages = db.exec_driver_sql("PRAGMA page_count").scalar()
         db.exec_driver_sql(f"PRAGMA max_page_count = {pages + 2}")
-    with held(database):
+    with held(store):
         big = store.insert(a_job(idempotency_key="k", params={"prompt": "x" * 60_000}), "f")
         small = store.insert(job := a_job(idempotency_key="k"), "f")
     assert isinstance(big.exception(WAIT), StorageFull)
@@ -75,7 +75,7 @@ def test_a_winner_that_found_no_room_leaves_its_key_to_the_next(store, database)
 
 def test_after_a_refusal_the_database_is_opened_anew(database):
     store = JobStore(database, busy_timeout=0.01)
-    with held(database), pytest.raises(StorageFailed):
+    with held(store), pytest.raises(StorageFailed):
         store.insert(a_job()).result(WAIT)
     opened = []
     event.listen(store._engine, "connect", lambda connection, _: opened.append(connection))
@@ -87,7 +87,7 @@ def test_after_a_refusal_the_database_is_opened_anew(database):
 
 def test_a_stranger_who_holds_the_database_too_long_fails_the_write_and_not_the_store(database):
     store = JobStore(database, busy_timeout=0.01)
-    with held(database), pytest.raises(StorageFailed, match="SQLITE_BUSY"):
+    with held(store), pytest.raises(StorageFailed, match="SQLITE_BUSY"):
         store.insert(a_job()).result(WAIT)
     put(store, a_job())
     store.close()
