@@ -25,8 +25,8 @@ from core.model import ModelSpec, Param
 from core.settings import Settings
 from core.states import State
 from engine.engine import Engine
-from engine.results import ResultBody
 from engine.feed import JobEvent
+from engine.results import ResultBody
 
 MAX_WAIT = 300.0  # seconds; a longer `Prefer: wait` is cut to it
 MAX_PAGE = 200

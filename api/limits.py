@@ -107,7 +107,7 @@ class Door:
             return await self.app(scope, receive, send)
         began = time.perf_counter()
         headers = dict(scope["headers"])
-        scope["request_id"] = name = request_id(headers.get(b"x-request-id"))
+        scope["request_id"] = name = request_id(headers.get(b"x-request-id") or headers.get(b"x-correlation-id"))
         extra: list[Header] = [(b"x-request-id", name.encode()), NO_SNIFF]
         status = sent = 0
 

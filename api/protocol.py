@@ -43,7 +43,7 @@ class Cycle(RequestResponseCycle):
         if not self.chunks and not self.disconnected and not self.response_complete:
             self.flow.resume_reading()
             await self.message_event.wait()
-            self.message_event.clear()
+        self.message_event.clear()  # whoever reads on after the last chunk waits for the end of the connection
         if self.disconnected or self.response_complete:
             return {"type": "http.disconnect"}
         chunk = self.chunks.popleft() if self.chunks else b""

@@ -26,8 +26,8 @@ from core.model import ModelSpec
 from core.request import ImagePart, ImageRequest
 from core.settings import Settings
 from engine.engine import Engine
-from engine.results import ResultBody
 from engine.permit import Permit
+from engine.results import ResultBody
 
 PREFIX = "/run/"
 

@@ -46,7 +46,7 @@ def pillow(image: np.ndarray, format: str, **options: Any) -> bytes:
 
 
 def opencv(image: np.ndarray, suffix: str, *options: int) -> bytes:
-    return cv2.imencode(suffix, image[:, :, ::-1], options)[1].tobytes()
+    return cv2.imencode(suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)[1].tobytes()
 
 
 def ours(data: bytes) -> np.ndarray:

@@ -90,7 +90,7 @@ class Run:
         self.errors = 0
 
     def answered(self, now: float, began: float, status: bytes) -> None:
-        if self.start <= now <= self.end and began >= self.start:
+        if self.start <= now <= self.end:
             self.statuses[status.decode()] = self.statuses.get(status.decode(), 0) + 1
             if status == b"200":
                 self.latencies.append(now - began)

@@ -158,10 +158,10 @@ def stretch(luma: Tensor, tones: Tensor, strength: Tensor) -> Tensor:
 
 def sharpen(luma: Tensor, amount: Tensor, noise: Tensor) -> Tensor:
     """Unsharp mask; differences of the noise's size are left out, and no pixel leaves its neighbours' range by more
-    than a tenth of it."""
+    than a sixteenth of it."""
     detail = luma - blur(luma, 1.0)
     square = detail * detail
     sharp = luma + detail * (square / (square + noise * noise + 1e-8)) * amount
     highest, lowest = F.max_pool2d(luma, 3, 1, 1), -F.max_pool2d(-luma, 3, 1, 1)
-    room = (highest - lowest) * 0.1
+    room = (highest - lowest) / 16
     return torch.minimum(torch.maximum(sharp, lowest - room), highest + room)

@@ -1,7 +1,8 @@
 """Fields over the picture that come from a seed: noise, clouds and particles.
 
 Everything is a function of (seed, row, column), never of a generator's state. So a field is the same alone, in a batch,
-strip by strip, on the CPU and on CUDA. Coordinates are in units of the longer side, so a field looks alike at any size.
+strip by strip, and (up to rounding) on CUDA. Coordinates are in units of the longer side: a field looks alike at any
+size.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ def oil(image: Tensor, scene: Scene) -> Tensor:
     2002, "Fast paint texture")."""
 
     def paint(x: Tensor) -> Tensor:
-        base = strokes(x, scene, 1 / 110)
+        base = strokes(x, scene, 1 / 170)
         grey = luminance(base)
         flow = edge_flow(blur(grey, 1.0), max(1.0, max(x.shape[2:]) / 100))
         bristles = along(within(scene.grid, x).grain(60, max(x.shape[2:]) / 400), flow, 7, 1.4)
@@ -64,7 +64,7 @@ def watercolour(image: Tensor, scene: Scene) -> Tensor:
 
     def paint(x: Tensor) -> Tensor:
         grid = within(scene.grid, x)
-        base = strokes(x, scene, 1 / 128)
+        base = strokes(x, scene, 1 / 200)
         base = saturate(base, 1.2) * 0.86 + 0.15
         down, across = gradient(luminance(base))
         rim = wide_blur((down * down + across * across).sqrt(), max(0.6, max(x.shape[2:]) / 600)) * 3.5

@@ -24,6 +24,7 @@ from models.tensors import box
 CHUNK = 8_192  # patches compared at a time: 49 taps x 4 planes x float32 of them stay near the cache
 FAR = float(2**24)
 COMPARED = 3_000_000  # target-source pairs per layer of the first level; where there are more, sources are thinned out
+LAYERS = 64
 NEARBY = 20_000  # squared difference per pixel that one picture's length of distance counts for at the start
 
 
@@ -136,7 +137,7 @@ class Canvas:
     def patches(self, centres: Tensor) -> Tensor:
         """float len(centres) x (taps * 4)."""
         taps = self.packed.index_select(0, (centres[:, None] + self.offsets).flatten())
-        return taps.view(torch.uint8).view(len(centres), -1).float()
+        return taps.view(torch.uint8).view(len(centres), 4 * len(self.offsets)).float()
 
     # --- the search -----------------------------------------------------------------------------------------------
 
@@ -238,13 +239,19 @@ class Canvas:
 
     def peel(self) -> None:
         """The start at the first level: fills the hole layer by layer from its rim. Patches are compared by their
-        trusted pixels only (the known ones and the layers already filled); the fewer, the less their votes count."""
+        trusted pixels only (the known ones and the layers already filled); the fewer, the less their votes count. What
+        then still lies deeper starts smooth."""
         trusted = ~self.hole
-        while bool((layer := dilate(trusted, max(1, self.r // 2)) & ~trusted).any()):
+        for _ in range(LAYERS):
+            layer = dilate(trusted, max(1, self.r // 2)) & ~trusted
+            if not bool(layer.any()):
+                return
             share = self._compare_all(trusted.flatten(), dilate(layer, self.r).flatten()) / len(self.offsets)
             share *= share
             self.repaint(places(layer), (self.weights() * (share * share)).round_())
             trusted |= layer
+        planes = self.packed.view(torch.uint8).view(self.count, self.height, self.width, 4).permute(0, 3, 1, 2).float()
+        self.packed = pack(pull_push(planes, trusted[:, None].float()).to(torch.uint8))
 
     def _compare_all(self, trusted: Tensor, wanted: Tensor) -> Tensor:
         """Finds the nearest source of every target in `wanted`, among all, by its trusted pixels, of which it returns
@@ -262,7 +269,8 @@ class Canvas:
             squares = patches * patches
             for part in rows.split(512):
                 centres = self.targets[part]
-                known = trusted.index_select(0, (centres[:, None] + self.offsets).flatten()).view(len(part), -1).float()
+                known = trusted.index_select(0, (centres[:, None] + self.offsets).flatten()).float()
+                known = known.view(len(part), len(self.offsets))
                 shares[part] = share = known.sum(1)
                 own = self.patches(centres).sub_(128)
                 known = known.repeat_interleave(4, 1)

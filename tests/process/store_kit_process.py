@@ -52,7 +52,8 @@ def run(body: str, *arguments: object) -> list[str]:
 
 @contextmanager
 def small_disk(folder: Path, size: str = "2m") -> Iterator[Path]:
-    """A real file system of that size, mounted at the folder. Skips the test where mounting is not permitted."""
+    """A real file system of that size, mounted at the folder; a failed test may still hold its files when it goes. Skips
+    the test where mounting is not permitted."""
     folder.mkdir(parents=True, exist_ok=True)
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder],
                              capture_output=True, check=False)
@@ -61,4 +62,4 @@ def small_disk(folder: Path, size: str = "2m") -> Iterator[Path]:
     try:
         yield folder
     finally:
-        subprocess.run(["umount", folder], capture_output=True, check=True)
+        subprocess.run(["umount", "--lazy", folder], capture_output=True, check=True)

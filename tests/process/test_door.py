@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import os
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 import httpx
 import orjson
 import pytest
+from PIL import Image
 
 from tests.process.door_kit import dial, listen, read_answer, until
 from tests.pure.api_kit import IMAGE, held, nothing_happens, submit, world
@@ -57,6 +60,15 @@ async def test_requests_of_every_framing_are_answered_on_one_connection(door: Do
             status, headers, body = await read_answer(reader)
             assert status in (200, 202)
             assert body == IMAGE or headers["location"]
+
+
+async def test_a_large_body_arrives_whole_and_in_order(door: Door) -> None:
+    out = io.BytesIO()
+    Image.frombytes("RGB", (500, 500), os.urandom(750_000)).save(out, "PNG")
+    async with httpx.AsyncClient(base_url=door.url) as client:
+        for _ in range(3):
+            answer = await client.post("/run/echo", content=out.getvalue(), headers={"content-type": "image/png"})
+            assert answer.content == out.getvalue()
 
 
 @pytest.mark.parametrize("path", ["/run/echo", "/jobs?model=echo"])

@@ -42,6 +42,11 @@ class Echo:
             self.entered.set()
             await self.gone.wait()
             return
+        if scope["path"] == "/linger":
+            self.entered.set()
+            assert (await receive())["type"] == "http.disconnect"
+            self.gone.set()
+            return
         body = str(size).encode()
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
         await send({"type": "http.response.body", "body": body})
@@ -176,6 +181,14 @@ async def test_the_application_hears_at_once_of_a_client_that_goes_away(port: in
         writer.write(b"POST /watch HTTP/1.1\r\nContent-Length: 300000\r\n\r\n" + b"a" * 300_000)
         await asyncio.wait_for(echo.entered.wait(), 30)
         assert not echo.gone.is_set()
+    await asyncio.wait_for(echo.gone.wait(), 30)
+
+
+@pytest.mark.parametrize("size", [0, 5, 300_000])
+async def test_after_the_whole_body_the_only_message_is_the_disconnect(port: int, echo: Echo, size: int) -> None:
+    async with dial(port) as (_, writer):
+        writer.write(b"POST /linger HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % size + b"a" * size)
+        await asyncio.wait_for(echo.entered.wait(), 30)
     await asyncio.wait_for(echo.gone.wait(), 30)
 
 

@@ -223,7 +223,7 @@ async def test_workers_die_with_their_master_even_when_they_are_stopped(tmp_path
         sys.executable, str(script), stdout=asyncio.subprocess.PIPE, env=environ
     )
     out, _ = await process.communicate()
-    pids = [int(word) for word in out.split()]
+    pids = [int(word) for word in out.splitlines()[-1].split()]
     assert len(pids) == 2
     _, alive = psutil.wait_procs([psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], timeout=10)
     assert not alive

@@ -5,14 +5,13 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 from hypothesis import strategies as st
-from sqlalchemy import event
 
 from core.errors import ErrorInfo
 from core.header import ImageHeader
@@ -20,6 +19,7 @@ from core.job import Job, Move, Result
 from core.request import ImagePart, ImageRequest, OutputFormat, Priority
 from core.states import State
 from store.jobs import JobStore
+from store.writer import Write
 
 WAIT = 30.0  # seconds: a failure, not a measure
 HEADER = ImageHeader("png", 512, 512)
@@ -57,9 +57,15 @@ def held(store: JobStore) -> Iterator[None]:
     stranger = sqlite3.connect(store._path, isolation_level=None)
     stranger.execute("BEGIN IMMEDIATE")
     waits = threading.Event()
-    event.listen(store._engine, "begin", lambda _: waits.set(), insert=True)
-    store.delete([new_id()])
+    transact = store._writer._transact
+
+    def begin(writes: Sequence[Write]) -> None:
+        waits.set()
+        transact(writes)
+
+    store._writer._transact = begin
     try:
+        store.delete([new_id()])
         assert waits.wait(WAIT)
         yield
     finally:

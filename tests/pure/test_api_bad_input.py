@@ -1,4 +1,4 @@
-"""Bad input at POST /jobs: a typed 4xx with a sentence, nothing stored, no worker touched, no room kept."""
+"""Bad input: a typed 4xx with a sentence, nothing stored, no worker touched, no room kept."""
 
 from __future__ import annotations
 
@@ -274,6 +274,81 @@ async def test_a_form_too_large_without_a_length_is_a_413_not_a_400(server: Serv
     headers = {"content-type": "multipart/form-data; boundary=B"}
     answer = await server.client.post("/jobs", content=pieces(), headers=headers)
     assert (answer.status_code, problem(answer)["code"]) == (413, "too_large")
+
+
+PNG_TYPE = {"content-type": "image/png"}
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        "..", "%2e%2e", "%2e%2e%2fjobs.sqlite", "..%5c..%5cjobs", "%00", "a" * 10_000, "x", "urn:uuid:" + "0" * 32,
+        "{6f1b9e0e-0000-4000-8000-000000000000}", "6f1b9e0e00004000800000000000000",
+        "6f1b9e0e-0000-4000-8000-00000000000g", "６f1b9e0e-0000-4000-8000-000000000000",
+    ],
+)  # fmt: skip
+async def test_what_is_no_id_is_not_found_without_a_look_at_the_store(
+    server: Server, odd: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server.engine, "job", None)
+    for path in (f"/jobs/{odd}", f"/jobs/{odd}/result", f"/jobs/{odd}/events"):
+        answer = await server.client.get(path)
+        assert answer.status_code == 404
+        assert problem(answer)["code"] in ("job_not_found", "not_found")
+
+
+@pytest.mark.parametrize("name", ["ecko", "..", "%2e%2e%2fecho", "a" * 500, "%00"])
+async def test_an_unknown_model_is_not_found(server: Server, name: str) -> None:
+    answer = await server.client.get(f"/models/{name}")
+    assert answer.status_code == 404
+    if name == "ecko":
+        assert "did you mean 'echo'" in problem(answer)["detail"]
+
+
+
+@pytest.mark.parametrize("key", [b"", b" ", b"a" * 256, b"\xe4", b"a\tb"])
+async def test_an_idempotency_key_must_be_short_text(server: Server, key: bytes) -> None:
+    headers = [(b"content-type", b"image/png"), (b"idempotency-key", key)]
+    answer = await server.client.post("/jobs", params={"model": "echo"}, content=IMAGE, headers=headers)
+    assert (answer.status_code, problem(answer)["code"]) == (400, "bad_request")
+
+
+@pytest.mark.parametrize("query", [{"limit": 0}, {"limit": 1000}, {"limit": "x"}, {"state": "odd"}])
+async def test_a_list_query_that_does_not_fit_names_the_parameter(server: Server, query: dict[str, Any]) -> None:
+    answer = await server.client.get("/jobs", params=query)
+    told = problem(answer)
+    assert answer.status_code == 422
+    assert told["errors"][0]["parameter"] == next(iter(query))
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "content", "status", "code"),
+    [
+        ("/run/ecko", PNG_TYPE, IMAGE, 404, "unknown_model"),
+        ("/run/", PNG_TYPE, IMAGE, 404, "unknown_model"),
+        ("/run/../echo", PNG_TYPE, IMAGE, 404, "not_found"),
+        ("/run/%2e%2e%2fecho", PNG_TYPE, IMAGE, 404, "unknown_model"),
+        ("/run/echo/x", PNG_TYPE, IMAGE, 404, "unknown_model"),
+        ("/run/echo", {"content-type": "text/html"}, IMAGE, 415, "unsupported_encoding"),
+        ("/run/echo", {"content-type": "application/json"}, b"{}", 415, "unsupported_encoding"),
+        ("/run/echo", PNG_TYPE, b"", 400, "bad_request"),
+        ("/run/echo", PNG_TYPE, b"a", 400, "invalid_image"),
+        ("/run/echo", PNG_TYPE, b"GIF89a" + bytes(50), 415, "unsupported_image"),
+        ("/run/echo?steps=0", PNG_TYPE, IMAGE, 422, "invalid_parameter"),
+        ("/run/echo?steps=1&steps=2", PNG_TYPE, IMAGE, 422, "invalid_parameter"),
+        ("/run/echo?stesp=1", PNG_TYPE, IMAGE, 422, "invalid_parameter"),
+        ("/run/echo?model=fill", PNG_TYPE, IMAGE, 422, "invalid_parameter"),
+        ("/run/echo?prompt=%ff", PNG_TYPE, IMAGE, 400, "bad_request"),
+        ("/run/fill?seed=1", PNG_TYPE, IMAGE, 400, "bad_request"),
+    ],
+)
+async def test_a_wrong_request_to_run_is_refused(
+    server: Server, path: str, headers: dict[str, str], content: bytes, status: int, code: str
+) -> None:
+    async with nothing_happens(server):
+        answer = await server.client.post(path, headers=headers, content=content)
+    assert (answer.status_code, problem(answer)["code"]) == (status, code), answer.text
+    assert server.engine.arena.spans == 0
 
 
 async def test_after_all_that_a_good_job_still_runs(server: Server) -> None:

@@ -178,14 +178,6 @@ async def test_jobs_are_listed_newest_first_by_pages(server: Server) -> None:
         assert len((await server.client.get("/jobs", params=query)).json()["jobs"]) == count
 
 
-@pytest.mark.parametrize("query", [{"limit": 0}, {"limit": 1000}, {"limit": "x"}, {"state": "odd"}])
-async def test_a_list_query_that_does_not_fit_names_the_parameter(server: Server, query: dict[str, Any]) -> None:
-    answer = await server.client.get("/jobs", params=query)
-    told = problem(answer)
-    assert answer.status_code == 422
-    assert told["errors"][0]["parameter"] == next(iter(query))
-
-
 # --- events --------------------------------------------------------------------------------------------------------
 
 
@@ -269,13 +261,6 @@ async def test_an_idempotency_key_used_twice_at_once_never_makes_two_jobs(server
             assert answer.headers["x-should-retry"] == "true"
 
 
-@pytest.mark.parametrize("key", [b"", b" ", b"a" * 256, b"\xe4", b"a\tb"])
-async def test_an_idempotency_key_must_be_short_text(server: Server, key: bytes) -> None:
-    headers = [(b"content-type", b"image/png"), (b"idempotency-key", key)]
-    answer = await server.client.post("/jobs", params={"model": "echo"}, content=IMAGE, headers=headers)
-    assert (answer.status_code, problem(answer)["code"]) == (400, "bad_request")
-
-
 # --- who may see what ----------------------------------------------------------------------------------------------
 
 
@@ -291,24 +276,6 @@ async def test_another_tenants_job_is_not_found(tmp_path: Path) -> None:
         assert listed.json()["jobs"] == []
         listed = await server.client.get("/jobs", headers={"x-api-key": KEY})
         assert [each["id"] for each in listed.json()["jobs"]] == [job["id"]]
-
-
-@pytest.mark.parametrize(
-    "odd",
-    [
-        "..", "%2e%2e", "%2e%2e%2fjobs.sqlite", "..%5c..%5cjobs", "%00", "a" * 10_000, "x", "urn:uuid:" + "0" * 32,
-        "{6f1b9e0e-0000-4000-8000-000000000000}", "6f1b9e0e00004000800000000000000",
-        "6f1b9e0e-0000-4000-8000-00000000000g", "６f1b9e0e-0000-4000-8000-000000000000",
-    ],
-)  # fmt: skip
-async def test_what_is_no_id_is_not_found_without_a_look_at_the_store(
-    server: Server, odd: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(server.engine, "job", None)
-    for path in (f"/jobs/{odd}", f"/jobs/{odd}/result", f"/jobs/{odd}/events"):
-        answer = await server.client.get(path)
-        assert answer.status_code == 404
-        assert problem(answer)["code"] in ("job_not_found", "not_found")
 
 
 async def test_an_unknown_id_is_not_found(server: Server) -> None:
@@ -328,11 +295,3 @@ async def test_models_tell_their_parameters_in_the_words_of_json_schema(server: 
     assert echo["params"]["mode"]["enum"] == ["soft", "hard"]
     assert echo["limits"]["max_pixels"] == 25_000_000
     assert models[1]["required"] == ["seed"] and models[1]["needs_mask"]
-
-
-@pytest.mark.parametrize("name", ["ecko", "..", "%2e%2e%2fecho", "a" * 500, "%00"])
-async def test_an_unknown_model_is_not_found(server: Server, name: str) -> None:
-    answer = await server.client.get(f"/models/{name}")
-    assert answer.status_code == 404
-    if name == "ecko":
-        assert "did you mean 'echo'" in problem(answer)["detail"]

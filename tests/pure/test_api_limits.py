@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from pathlib import Path
 from typing import Any
 
@@ -248,3 +249,13 @@ def test_the_longest_prefix_gives_the_dress() -> None:
     assert orjson.loads(wardrobe.respond(fault, "/a/c", "id").body) == {"a": "full"}
     assert orjson.loads(wardrobe.respond(fault, "/a/b/c", "id").body) == {"b": "id"}
     assert orjson.loads(wardrobe.respond(fault, "/c", "id").body)["code"] == "overloaded"
+
+
+def test_the_documented_statuses_are_those_of_the_code() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "api.md").read_text()
+    told: dict[str, int] = {}
+    for line in page.splitlines():
+        if found := re.match(r"\| ((?:`\w+`(?:, )?)+) \| ([\d, ]+) \|", line):
+            codes, statuses = re.findall(r"`(\w+)`", found[1]), [int(word) for word in found[2].split(",")]
+            told |= dict(zip(codes, statuses * (len(codes) if len(statuses) == 1 else 1), strict=True))
+    assert told == STATUS

@@ -72,36 +72,6 @@ async def test_an_image_and_its_mask_come_as_a_form(server: Server) -> None:
     assert item.params == {"seed": 4}
 
 
-@pytest.mark.parametrize(
-    ("path", "headers", "content", "status", "code"),
-    [
-        ("/run/ecko", PNG, IMAGE, 404, "unknown_model"),
-        ("/run/", PNG, IMAGE, 404, "unknown_model"),
-        ("/run/../echo", PNG, IMAGE, 404, "not_found"),
-        ("/run/%2e%2e%2fecho", PNG, IMAGE, 404, "unknown_model"),
-        ("/run/echo/x", PNG, IMAGE, 404, "unknown_model"),
-        ("/run/echo", {"content-type": "text/html"}, IMAGE, 415, "unsupported_encoding"),
-        ("/run/echo", {"content-type": "application/json"}, b"{}", 415, "unsupported_encoding"),
-        ("/run/echo", PNG, b"", 400, "bad_request"),
-        ("/run/echo", PNG, b"a", 400, "invalid_image"),
-        ("/run/echo", PNG, b"GIF89a" + bytes(50), 415, "unsupported_image"),
-        ("/run/echo?steps=0", PNG, IMAGE, 422, "invalid_parameter"),
-        ("/run/echo?steps=1&steps=2", PNG, IMAGE, 422, "invalid_parameter"),
-        ("/run/echo?stesp=1", PNG, IMAGE, 422, "invalid_parameter"),
-        ("/run/echo?model=fill", PNG, IMAGE, 422, "invalid_parameter"),
-        ("/run/echo?prompt=%ff", PNG, IMAGE, 400, "bad_request"),
-        ("/run/fill?seed=1", PNG, IMAGE, 400, "bad_request"),
-    ],
-)
-async def test_a_wrong_request_touches_no_worker(
-    server: Server, path: str, headers: dict[str, str], content: bytes, status: int, code: str
-) -> None:
-    async with nothing_happens(server):
-        answer = await server.client.post(path, headers=headers, content=content)
-    assert (answer.status_code, problem(answer)["code"]) == (status, code), answer.text
-    assert server.engine.arena.spans == 0
-
-
 async def test_another_method_is_told_which_one_is_right(server: Server) -> None:
     answer = await server.client.get("/run/echo")
     assert (answer.status_code, answer.headers["allow"]) == (405, "POST")

@@ -180,3 +180,11 @@ def test_a_negative_prompt_that_leaves_nothing_leaves_the_picture(cat: np.ndarra
 def test_a_prompt_that_means_nothing_is_refused_before_any_worker_sees_it() -> None:
     with pytest.raises(InvalidParameter, match="watercolour"):
         params("edit", {"prompt": "make me rich"})
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_gives_the_same_pictures_up_to_rounding(cat: np.ndarray) -> None:
+    cuda = Edit({}, torch.device("cuda"))
+    looks = {n: [run(model, "edit", cat, prompt=PHRASES[n], seed=5) for model in (EDIT, cuda)] for n in STAGES}
+    assert [name for name, (cpu, gpu) in looks.items() if change(cpu, gpu) > 1.0] == []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -186,3 +188,8 @@ def test_any_row_of_known_words_is_read_the_same_twice(words: list[str]) -> None
 
 def test_the_longest_prompt_is_read_in_linear_time() -> None:
     assert set(read("very warm, " * 700 + "sepia")) == {"warmer", "sepia"}
+
+
+def test_the_documentation_lists_every_operation() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
+    assert [name for name in STAGES if f"| {STAGES[name]} | `{name}` |" not in text] == []
