@@ -39,7 +39,7 @@ STATUS: Mapping[str, int] = {
     "overloaded": 503,
     "no_device": 503,
     "draining": 503,
-    "storage_full": 503,
+    "storage_full": 507,
     "storage_failed": 503,
     "model_failed": 500,
     "bad_output": 500,
@@ -146,7 +146,7 @@ def headers_of(error: ImagePoolError, status: int) -> dict[str, str]:
     """Retry-After and retry-after-ms (429, 503), x-should-retry (what clients would retry by themselves), Allow,
     WWW-Authenticate."""
     headers: dict[str, str] = {}
-    if status in (429, 503):
+    if status in (429, 503, 507):
         wait = max(0.001, error.retry_after if error.retry_after is not None else 1.0)
         headers["retry-after"] = str(math.ceil(wait))
         headers["retry-after-ms"] = str(math.ceil(wait * 1000))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,6 +15,7 @@ import uvicorn
 from api.app import create_app
 from api.protocol import uvicorn_config
 from core.errors import ImagePoolError
+from core.heap import keep_heap
 from core.settings import Settings
 from engine import logs
 from engine.build import build
@@ -23,6 +25,7 @@ from engine.startup import show_startup
 
 def serve(settings: Settings) -> int:
     """Serve until stopped. 0, or 2 when the server cannot start (with one sentence on stderr)."""
+    keep_heap()
     logs.set_up(settings.log_level, settings.log_format)
     try:
         engine = build(settings)
@@ -40,6 +43,8 @@ async def life(engine: Engine) -> AsyncIterator[None]:
     """The engine lives as long as the application. The server answers as soon as this has yielded; workers start
     meanwhile."""
     await engine.start()
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGHUP, engine.roll)
     gc.collect()
     gc.freeze()  # what has been loaded stays: later collections need not look at it
     display = asyncio.create_task(show_startup(engine.pool))
@@ -52,7 +57,8 @@ async def life(engine: Engine) -> AsyncIterator[None]:
 
 class Server(uvicorn.Server):
     """uvicorn, with our word about signals: the first lets running batches finish and sends waiting clients away, the
-    second ends at once. Durable jobs that wait are kept for the next start either way."""
+    second ends at once. Durable jobs that wait are kept for the next start either way. (SIGHUP replaces the workers one
+    after the other, see `Engine.roll`.)"""
 
     def __init__(self, config: uvicorn.Config, engine: Engine) -> None:
         super().__init__(config)

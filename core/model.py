@@ -123,8 +123,7 @@ class ModelSpec:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def check_params(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """All parameters of the model, defaults filled in. Raises `InvalidParameter` for one that is unknown, missing or
-        bad."""
+        """All parameters, defaults filled in. Raises `InvalidParameter` for one that is unknown, missing or bad."""
         for name in given:
             if name not in self.params:
                 near = difflib.get_close_matches(name, self.params, n=1)
@@ -155,8 +154,9 @@ class ModelSpec:
         return Group(self.name, self.version, height, width, fixed=fixed, limit=max(1, min(self.max_batch, cap)))
 
     def cost(self, image: ImagePart, params: Mapping[str, Any]) -> float:
-        """Relative work: 1.0 for a 512x512 image on a model of work 1.0."""
-        return self.work * max(0.05, image.header.pixels / REFERENCE_PIXELS)
+        """Relative work: 1.0 for a 512x512 image on a model of work 1.0, whose work is that of growing twofold."""
+        growth = max(1.0, self.scale(params) ** 2 / 4)
+        return self.work * growth * max(0.05, image.header.pixels / REFERENCE_PIXELS)
 
 
 def read_spec(text: str, name: str) -> ModelSpec:

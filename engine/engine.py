@@ -32,7 +32,7 @@ from core.request import ImageRequest, Span
 from core.settings import Settings
 from core.states import State
 from core.ticket import Ticket
-from engine import snapshot, watch
+from engine import roll, snapshot, watch
 from engine.feed import JobEvent, past_events
 from engine.flights import Flights, Key
 from engine.keeper import Keeper, resumed
@@ -83,6 +83,7 @@ class Engine:
         self.started_at = time.time()
         self.draining = False
         self._hurried = False
+        self._rolling = False
         self.register = Register(keeper.jobs)
         self.flights = Flights(arena)
         self.watched: Counter[str] = Counter()  # jobs by open event streams
@@ -92,7 +93,7 @@ class Engine:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at: float | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
-        self.up: set[str] = set()
+        self.up: dict[str, int] = {}  # ready workers and their incarnation
 
     def __repr__(self) -> str:
         return f"<Engine {len(self.register.live)} jobs, {len(self.flights)} batches at workers, {self.scheduler!r}>"
@@ -147,6 +148,16 @@ class Engine:
             if not live.job.request.durable and live.job.state is State.QUEUED:
                 live.job.error = error
                 self.tell(Cancelled(live.job.id))
+
+    def roll(self) -> None:
+        """Replace every worker by a fresh one, one after the other, without refusing or losing anything."""
+        if not self._rolling:
+            self._rolling = True
+            self._background(self._roll())
+
+    async def _roll(self) -> None:
+        await roll.replace_workers(self)
+        self._rolling = False
 
     def hurry(self) -> None:
         """Asked twice to stop: do not wait for what runs. Durable jobs run again at the next start."""
@@ -381,10 +392,10 @@ class Engine:
                     case JobProgress(job, fraction):
                         self._progress(job, fraction)
             case WorkerUp(worker, incarnation):
-                self.up.add(worker)
+                self.up[worker] = incarnation
                 self.tell(WorkerReady(worker, incarnation))
             case WorkerDown(worker, incarnation, cause, kind):
-                self.up.discard(worker)
+                self.up.pop(worker, None)
                 self.flights.crash(worker, incarnation)
                 if kind != "stopped":
                     self.metrics.restart(worker, kind)

@@ -133,17 +133,17 @@ class Keeper:
         """Jobs that a former life of the server accepted and did not end, oldest first; leftovers are swept away."""
         jobs = await asyncio.to_thread(self.jobs.unfinished)
         known = {id_ for id_, _, _ in await asyncio.to_thread(self.jobs.kept)}
-        await asyncio.to_thread(self.files.sweep, known)
+        await asyncio.to_thread(self.files.sweep, known, {job.id for job in jobs})
         return jobs
 
     async def forget_old(self, now: float) -> list[str]:
         """Apply retention; the ids of the jobs that are gone."""
         kept = await asyncio.to_thread(self.jobs.kept)
         ids = expired(kept, now, self._max_age, self._max_bytes)
-        for id_ in ids:
-            await asyncio.to_thread(self.files.delete, id_)
         if ids:
-            await asyncio.wrap_future(self.jobs.delete(ids))
+            await asyncio.wrap_future(self.jobs.delete(ids))  # first: a file without a record is swept, not missed
+            for id_ in ids:
+                await asyncio.to_thread(self.files.delete, id_)
             log.info("old jobs removed", count=len(ids))
         return ids
 

@@ -52,10 +52,10 @@ class Adapter(ABC):
         self.options = options
         self.device = device
 
-    def load(self) -> None:
+    def load(self) -> None:  # noqa: B027  (most have nothing to load)
         """Bring weights to the device. Classical models have none."""
 
-    def warm_up(self) -> None:
+    def warm_up(self) -> None:  # noqa: B027
         """Run once so that the first request does not pay for lazy initialisation."""
 
     @abstractmethod

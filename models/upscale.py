@@ -40,6 +40,7 @@ class Upscale(Adapter):
         for number, item in enumerate(items):
             groups[int(item.params["scale"]), int(item.params["steps"])].append(number)
         outputs: dict[int, Output] = {}
+        assert items[0].image is not None
         for (scale, steps), numbers in groups.items():
             tile = math.prod(min(TILE + 2 * MARGIN, side) * scale for side in items[0].image.shape[:2])
             size = max(1, AT_ONCE // tile)

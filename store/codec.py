@@ -37,13 +37,13 @@ def encode(job: Job, fingerprint: str | None = None) -> Row:
 
 def encode_life(job: Job) -> Row:
     """The columns that change while a job lives, and its id. `version` grows with every move, so that an older state
-    can be told from a newer one."""
+    can be told from a newer one. `bytes` is what its files take: the inputs while it lives, the result thereafter."""
     return {
         "id": job.id,
         "state": job.state.value,
         "version": len(job.history),
         "ended_at": job.ended_at,
-        "bytes": sum(part.size for part in job.request.images) + (job.result.size if job.result else 0),
+        "bytes": _bytes(job),
         "life": _dump({name: getattr(job, name) for name in LIFE}),
     }
 
@@ -76,6 +76,12 @@ def _request(raw: dict[str, Any]) -> ImageRequest:
             "priority": Priority(raw["priority"]),
         }
     )
+
+
+def _bytes(job: Job) -> int:
+    if job.state.ended:
+        return job.result.size if job.result else 0
+    return sum(part.size for part in job.request.images)
 
 
 def _dump(value: Any) -> str:

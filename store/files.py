@@ -93,23 +93,26 @@ class FileStore:
             with suppress(FileNotFoundError):
                 folder.rmdir()
 
-    def sweep(self, known: Collection[str]) -> int:
-        """Remove what a crash left: unfinished writes, and files of jobs that are not among the `known` ids. How many
-        files went. To be called while nothing else writes, after the lock was taken and before jobs are accepted.
-        Files that this server would not have named are left alone."""
+    def sweep(self, known: Collection[str], waiting: Collection[str] | None = None) -> int:
+        """Remove what a crash left: unfinished writes, files of jobs that are not among the `known` ids, and inputs of
+        jobs that are not among the `waiting` ones (None: all known). How many files went. To be called while nothing
+        else writes, after the lock was taken and before jobs are accepted. Files that this server would not have named
+        are left alone."""
+        waiting = known if waiting is None else waiting
         removed = 0
         with disk_faults():
             for leftover in list(self._temporary.iterdir()):
                 _remove_leftover(leftover)
                 removed += 1
-            orphans = [entry.path for job_id, entry in self._images() if job_id not in known]
-            for orphan in orphans:
-                self._remove(Path(orphan))
+            for job_id, file in [(job_id, Path(entry.path)) for job_id, entry in self._images()]:
+                if job_id not in (known if file.parent == self.root else waiting):
+                    self._remove(file)
+                    removed += 1
             for folder in list(self._inputs.iterdir()):
-                if JOB_ID.fullmatch(folder.name) and folder.name not in known:
+                if JOB_ID.fullmatch(folder.name) and folder.name not in waiting:
                     with suppress(OSError):  # not empty: it holds a stranger's file
                         folder.rmdir()
-        return removed + len(orphans)
+        return removed
 
     # --- asking -------------------------------------------------------------------------------------------------------
 

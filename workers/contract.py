@@ -70,6 +70,9 @@ class WorkerPool(Protocol):
     def kill(self, worker: str, incarnation: int, why: str) -> None:
         """SIGKILL; `WorkerDown` follows when it is reaped, and a new incarnation after that."""
 
+    def retire(self, worker: str, incarnation: int) -> None:
+        """Ask one to finish what it holds and go; `WorkerDown` of kind stopped follows, then a new incarnation."""
+
     async def stop(self, grace: float) -> None:
         """Ask all to finish and go; after `grace` seconds kill those that have not."""
 

@@ -103,6 +103,13 @@ class MemoryPool:
         if self.workers[worker].incarnation == incarnation:
             self._loop.call_soon(self.crash, worker, why)
 
+    def retire(self, worker: str, incarnation: int) -> None:
+        fake = self.workers[worker]
+        if fake.up and fake.incarnation == incarnation:
+            fake.up = False
+            self._listener(WorkerDown(worker, incarnation, "stopped", "stopped"))
+            self._loop.call_soon(self.boot, worker)
+
     async def stop(self, grace: float) -> None:
         self._stopped = True
         for worker in self.workers.values():

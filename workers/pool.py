@@ -124,6 +124,14 @@ class Pool:
             log.warning("worker is killed", device=worker, incarnation=incarnation, why=why)
             living.process.kill()  # its end of the channel closes; _reap follows
 
+    def retire(self, worker: str, incarnation: int) -> None:
+        """Ask it to finish what it holds and go; a new incarnation follows."""
+        living = self._living.get(worker)
+        if living and living.number == incarnation and not living.stopping:
+            living.stopping = True
+            self._supervisor.dying(worker, "making place for its successor")
+            living.channel.send(Stop())
+
     async def stop(self, grace: float) -> None:
         self._supervisor.stop()
         if self._timer:
@@ -280,7 +288,9 @@ class Pool:
 
     def _ended(self, worker: str, number: int, cause: str, kind: Kind) -> None:
         self._living.pop(worker, None)
-        self._supervisor.exited(worker, self._loop.time(), cause, failed_to_boot=kind == "boot_failed")
+        self._supervisor.exited(
+            worker, self._loop.time(), cause, failed_to_boot=kind == "boot_failed", on_purpose=kind == "stopped"
+        )
         state = self._supervisor.lives[worker].state.value
         tell = log.info if kind == "stopped" else log.warning
         tell("worker ended", device=worker, incarnation=number, cause=cause, next=state)

@@ -107,13 +107,19 @@ class Supervisor:
         if life.state in (WorkerState.STARTING, WorkerState.READY):
             life.state, life.detail = WorkerState.DYING, why
 
-    def exited(self, worker: str, now: float, why: str, *, failed_to_boot: bool) -> None:
-        """The process is dead and reaped. `failed_to_boot`: it ended by its own doing before it was ready."""
+    def exited(
+        self, worker: str, now: float, why: str, *, failed_to_boot: bool = False, on_purpose: bool = False
+    ) -> None:
+        """The process is dead and reaped. `failed_to_boot`: it ended by its own doing before it was ready.
+        `on_purpose`: it was asked to make place for its successor, which starts at once."""
         life = self.lives[worker]
         if self.draining:
             life.state, life.detail = WorkerState.STOPPED, why
             return
         life.detail = why
+        if on_purpose:
+            life.state, life.at = WorkerState.WAITING, now
+            return
         life.boot_failures += failed_to_boot
         if life.boot_failures >= self.config.give_up_after:
             life.state = WorkerState.GIVEN_UP

@@ -52,8 +52,8 @@ def run(body: str, *arguments: object) -> list[str]:
 
 @contextmanager
 def small_disk(folder: Path, size: str = "2m") -> Iterator[Path]:
-    """A real file system of that size, mounted at the folder; a failed test may still hold its files when it goes. Skips
-    the test where mounting is not permitted."""
+    """A real file system of that size, mounted at the folder; lazily unmounted, as a failed test may still hold files.
+    Skips the test where mounting is not permitted."""
     folder.mkdir(parents=True, exist_ok=True)
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder],
                              capture_output=True, check=False)

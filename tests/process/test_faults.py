@@ -140,8 +140,8 @@ def test_a_client_that_leaves_in_the_middle_of_its_upload_costs_nothing(server):
 
     for _ in range(20):
         with socket.create_connection(("127.0.0.1", server.port)) as sock:
-            sock.sendall(b"POST /run/stub HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 500000\r\n\r\n"
-                         + photo(1)[:100])
+            head = b"POST /run/stub HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 500000\r\n\r\n"
+            sock.sendall(head + photo(1)[:100])
     eventually(lambda: server.status()["queue"]["bytes"] == 0, 10)
     assert server.status()["queue"]["queued"] == 0
 
@@ -213,7 +213,9 @@ def test_a_second_signal_ends_at_once_and_even_the_running_job_is_not_lost(tmp_p
 def test_two_servers_cannot_share_an_outputs_folder(tmp_path):
     with running(tmp_path / "outputs") as server:
         second = RunningServer(tmp_path / "outputs")
-        done = subprocess.run(second._command, env=second._environ, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(
+            second._command, env=second._environ, capture_output=True, text=True, timeout=60, check=False
+        )
         assert done.returncode == 2 and "another server" in done.stderr and "Traceback" not in done.stderr
         assert server.get("/health/live").status_code == 200
         second.client.close()
@@ -242,7 +244,7 @@ def test_a_full_disk_refuses_new_jobs_and_loses_none(small_disk):
             while True:
                 file.write(b"x" * 4096)
         refused = server.client.post("/jobs", files={"image": ("a.png", photo(2))}, data={"model": "stub"})
-        assert refused.status_code == 507 and refused.json()["code"] == "storage_full"
+        assert (refused.status_code, refused.json()["code"]) == (507, "storage_full"), refused.text
         assert run(server, 3).status_code == 200, "requests that store nothing are served all the same"
         eventually(lambda: "cannot be stored" in server.log.read_text(), 30)
         assert server.job(job)["state"] == "running"
@@ -271,3 +273,21 @@ def test_file_descriptors_exhausted_by_connections_do_not_end_the_server(tmp_pat
         for sock in flood:
             sock.close()
         eventually(lambda: run(server, 1).status_code == 200, 30)
+
+
+def test_a_rolling_restart_under_load_fails_no_request(tmp_path):
+    with running(tmp_path / "outputs") as server:
+        server.wait_all_ready()
+        old = set(worker_pids(server))
+        with concurrent.futures.ThreadPoolExecutor(8) as threads:
+            server.process.send_signal(signal.SIGHUP)
+            answers = []
+
+            def fresh() -> bool:
+                answers.extend(threads.map(lambda seed: (seed, run(server, seed, base_ms="10")), range(16)))
+                return "rolling restart is done" in server.log.read_text()
+
+            eventually(fresh, 120)
+        assert all(answer.status_code == 200 and right(seed, answer.content) for seed, answer in answers)
+        assert not old & set(worker_pids(server))
+        assert [device["incarnation"] for device in server.workers()] == [2, 2]

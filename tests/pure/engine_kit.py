@@ -51,7 +51,11 @@ def settings(outputs: Path, **more: Any) -> Settings:
 
 @asynccontextmanager
 async def engine(
-    outputs: Path, work: Work = same_bytes, boots: bool = True, workers: tuple[str, ...] = ("cpu:0", "cpu:1"), **more: Any
+    outputs: Path,
+    work: Work = same_bytes,
+    boots: bool = True,
+    workers: tuple[str, ...] = ("cpu:0", "cpu:1"),
+    **more: Any,
 ) -> AsyncIterator[tuple[Engine, MemoryPool]]:
     """A started engine and its pool; stopped, checked and found without leftovers at the end."""
     pools: list[MemoryPool] = []

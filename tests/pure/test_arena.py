@@ -1,8 +1,9 @@
-"""The shared arena: nothing is handed out twice, what is given back is used again, and memory goes back to the system."""
+"""The shared arena: nothing is handed out twice, what is given back is used again, memory returns to the system."""
 
 from __future__ import annotations
 
 import os
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -44,7 +45,7 @@ def test_spans_that_are_out_never_overlap_and_all_come_back(steps):
         else:
             arena.give(out.pop(size % len(out)))
         places = sorted((span.offset, span.offset + span.capacity) for span in out)
-        assert all(a[1] <= b[0] for a, b in zip(places, places[1:], strict=False))
+        assert all(a[1] <= b[0] for a, b in pairwise(places))
         assert all(end <= arena.size for _, end in places)
         assert arena.used == sum(span.capacity for span in out)
     for span in out:

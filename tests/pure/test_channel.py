@@ -40,7 +40,7 @@ async def test_messages_arrive_in_order_both_ways():
     master.send(Ping(1), Drop(2, "a"))
     assert await asyncio.to_thread(worker.receive) == [Ping(1), Drop(2, "a")]
     worker.send(Pong(1, 2), BatchDone(3, 0.5))
-    while len(got) < 2:
+    while len(got) < 2:  # noqa: ASYNC110
         await asyncio.sleep(0)
     assert got == [Pong(1, 2), BatchDone(3, 0.5)]
     master.close()

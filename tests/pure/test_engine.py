@@ -15,7 +15,7 @@ from core.states import State
 
 async def until(what, seconds=10.0):
     async with asyncio.timeout(seconds):
-        while not what():
+        while not what():  # noqa: ASYNC110
             await asyncio.sleep(0.001)
 
 

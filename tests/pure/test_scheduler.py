@@ -210,6 +210,16 @@ def test_a_wait_is_never_longer_than_max_queue_delay():
     assert play.running("a") == ["alone"]
 
 
+def test_nobody_waits_for_clients_to_come_back_while_another_group_waits():
+    play = Play("a")
+    come_back(play, clients=6, rounds=20)
+    play.start("running", after=0.001)
+    play.submit("small")
+    play.submit("large", group=LARGE)
+    play.wake()
+    assert play.following("a") == ["small"]
+
+
 def test_an_urgent_job_does_not_wait_for_others():
     play = Play("a")
     come_back(play, clients=6, rounds=20)
@@ -291,19 +301,49 @@ def test_places_left_in_an_urgent_batch_are_filled_from_other_priorities():
 
 
 def test_rides_in_others_batches_do_not_starve_the_rider_later():
-    """P3 filled the empty places of P0's batches for long; when P1 comes with work of another size, P3 still gets its
-    share soon, and is not made to pay for every place that would have stayed empty."""
+    """P3 filled the empty places of P0's batches for long. When P1 comes it must not have to pay for all of them."""
     play = Play("a")
-    fill(play, 400, priority=Priority.TEST)
-    for n in range(30):
-        play.submit(f"urgent-{n}", priority=Priority.URGENT)
+    fill(play, 300, priority=Priority.URGENT, group=ONE)
+    fill(play, 300, priority=Priority.TEST)
+    for n in range(20):
+        play.submit(f"lone-{n}", priority=Priority.URGENT, tenant="lone")
+        while f"lone-{n}" not in play.order():
+            play.finish("a")
+    assert shares(play.sent, lambda ticket: ticket.priority)[Priority.TEST] > 100, "it rode along"
+    fill(play, 300, priority=Priority.PAID, group=ONE)
+    before = len(play.sent)
+    for _ in range(100):
         play.finish("a")
-    fill(play, 200, priority=Priority.PAID, group=ONE)
+    assert Priority.TEST in {batch.tickets[0].priority for batch in play.sent[before:]}
+
+
+def test_a_tenant_that_rode_along_is_soon_served_again_in_its_own_right():
+    play = Play("a")
+    fill(play, 300, tenant="busy", group=ONE)
+    fill(play, 300, tenant="rider")
+    for n in range(20):
+        play.submit(f"lone-{n}", tenant="lone")
+        while f"lone-{n}" not in play.order():
+            play.finish("a")
+    fill(play, 300, tenant="new", group=ONE)
     before = len(play.sent)
     for _ in range(60):
         play.finish("a")
-    served = [batch.tickets[0].priority for batch in play.sent[before:]]
-    assert Priority.TEST in served and Priority.PAID in served
+    assert "rider" in {batch.tickets[0].tenant for batch in play.sent[before:]}
+
+
+def test_a_tenant_that_idled_has_saved_up_no_credit():
+    play = Play("a")
+    play.submit("early", "early-too", tenant="idler", group=ONE)
+    fill(play, 200, tenant="steady", group=ONE)
+    for _ in range(100):
+        play.finish("a")
+    fill(play, 50, tenant="idler", group=ONE)
+    before = len(play.sent)
+    for _ in range(20):
+        play.finish("a")
+    got = shares(play.sent[before:], lambda ticket: ticket.tenant)
+    assert got == {"idler": 10, "steady": 10}
 
 
 def test_tenants_of_one_priority_share_equally_by_cost():

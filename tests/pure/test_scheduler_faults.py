@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from scheduler_kit import LARGE, Play, of
 
-from core.errors import BY_CODE, from_info
+from core.errors import BY_CODE, ErrorInfo, from_info
 from core.request import Priority
 from core.states import State
 from scheduler.commands import Dispatch, Finish, Requeue, Restart
@@ -309,6 +309,17 @@ def test_a_hung_worker_is_restarted_once_gets_nothing_more_and_its_job_is_retrie
     assert play.running("a") == ["one"]
 
 
+def test_a_worker_that_is_to_be_restarted_gets_nothing_even_when_its_batch_ends_after_all():
+    play = Play("a")
+    play.submit("one", timeout=5.0)
+    assert of(play.wake(), Restart)
+    play.submit("two")
+    assert not of(play.finish("a"), Dispatch)
+    play.die("a")
+    play.ready("a")
+    assert play.ended == {"one": "done"} and play.running("a") == ["two"]
+
+
 def test_a_job_that_hangs_every_worker_is_poisonous_too():
     play = Play("a")
     play.submit("one", timeout=5.0)
@@ -343,3 +354,20 @@ def test_a_second_batch_that_ends_before_the_first_is_taken_as_told():
     assert play.running("a") == ["one"]
     play.finish("a")
     assert len(play.ended) == len(play.order())
+
+
+@pytest.mark.parametrize("spoil", ["cancel", "fail", "leave out"])
+def test_a_batch_with_failed_or_revoked_jobs_teaches_nothing_about_time(spoil):
+    play = Play("a")
+    play.warm("a")
+    play.start("one", after=1000.0)
+    batch = play.held["a"].pop(0)
+    curve = play.scheduler.backlog.groups[batch.tickets[0].group].curve
+    before = curve.count, play.scheduler.roster.workers["a"].pace
+    if spoil == "cancel":
+        play.cancel("one")
+        play.tell(ItemEnded("a", 1, batch.batch, "one"))
+    elif spoil == "fail":
+        play.tell(ItemEnded("a", 1, batch.batch, "one", ErrorInfo("model_failed", "no")))
+    play.tell(BatchEnded("a", 1, batch.batch, 1e-6), after=1e-6)
+    assert (curve.count, play.scheduler.roster.workers["a"].pace) == before

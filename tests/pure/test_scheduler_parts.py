@@ -113,6 +113,17 @@ def test_the_gap_of_arrivals_is_that_within_bursts():
     assert 0.01 < arrivals.gap < 0.1
 
 
+def test_the_echo_counts_from_the_end_of_a_batch_and_the_gap_from_the_last_arrival():
+    arrivals = Arrivals()
+    arrivals.came(0.0, 1)
+    arrivals.answered(1.0)
+    assert arrivals.next() == (math.inf, 1.0)
+    arrivals.came(5.0, 1)
+    assert arrivals.next() == (5.0, 5.0)
+    arrivals.answered(6.0)
+    assert arrivals.next() == (4.0, 6.0)
+
+
 def test_the_peak_is_remembered_and_outlived():
     arrivals = Arrivals()
     arrivals.came(0.0, 9)

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from core.errors import InternalError
 from core.job import Job, Result
 from core.request import ImagePart, Span
+from core.states import State
 from store import codec
 from tests.pure.store_kit import a_job, any_job, finish
 
@@ -63,10 +64,11 @@ def test_huge_numbers_surrogates_and_nan_in_parameters_survive():
     assert math.isnan(job.request.params["nan"])
 
 
-def test_bytes_are_those_of_inputs_and_result():
+def test_bytes_are_those_of_the_inputs_and_after_the_end_of_the_result():
     job = a_job()
     assert codec.encode(job)["bytes"] == 1_000
-    assert codec.encode_life(finish(job))["bytes"] == 1_500
+    assert codec.encode_life(finish(job))["bytes"] == 500
+    assert codec.encode_life(finish(a_job(), State.FAILED))["bytes"] == 0
 
 
 def test_a_row_of_an_older_server_without_a_newer_field_reads_with_its_default():

@@ -146,6 +146,9 @@ def test_usage_follows_every_write_replacement_and_removal_and_a_restart(files):
     assert files.usage() == 10
     files.delete(job)
     assert files.usage() == 10
+    files.put_result(other, "png", b"x" * 4)
+    files.delete_inputs(other)
+    assert files.usage() == 4
     files.delete(other)
     assert files.usage() == 0
     assert everything(files) == {}
@@ -268,6 +271,17 @@ def test_a_sweep_removes_leftovers_and_orphans_and_nothing_else(files):
     assert list((files.root / "tmp").iterdir()) == []
     assert files.usage() == len(b"result") + len(b"image")
     assert files.sweep({known}) == 0
+
+
+def test_a_sweep_removes_inputs_of_jobs_that_ended_before_a_crash(files):
+    ended, waiting = new_id(), new_id()
+    for job in (ended, waiting):
+        files.put_result(job, "png", b"result")
+        files.put_inputs(job, [("image", "png", b"image"), ("mask", "png", b"mask")])
+    assert files.sweep({ended, waiting}, waiting={waiting}) == 2
+    assert sorted(everything(files)) == sorted([
+        f"{ended}.png", f"{waiting}.png", f"inputs/{waiting}/0-image.png", f"inputs/{waiting}/1-mask.png"])
+    assert not (files.root / "inputs" / ended).exists()
 
 
 def test_a_sweep_follows_no_link_out_of_the_root(files, tmp_path):

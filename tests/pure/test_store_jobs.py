@@ -368,7 +368,7 @@ def test_numbering_goes_on_after_the_jobs_are_gone_and_the_server_restarted(data
 def test_kept_tells_retention_the_ends_and_bytes(store):
     waiting, ended = put(store, a_job()), put(store, a_job())
     store.save(finish(ended, at=42.0)).result(WAIT)
-    assert sorted(store.kept(), key=str) == sorted([(waiting.id, None, 1_000), (ended.id, 42.0, 1_500)], key=str)
+    assert sorted(store.kept(), key=str) == sorted([(waiting.id, None, 1_000), (ended.id, 42.0, 500)], key=str)
 
 
 @pytest.mark.parametrize("job_id", HOSTILE)

@@ -1,4 +1,4 @@
-"""Supervision as pure reconciliation: cannot boot differs from died, restarts back off, hopeless devices are given up."""
+"""Supervision as pure reconciliation: cannot boot differs from died, restarts back off, the hopeless are given up."""
 
 from __future__ import annotations
 
