@@ -23,8 +23,9 @@ from starlette.types import ASGIApp, Lifespan, Receive, Scope, Send
 from api import jobs, openapi, system
 from api.auth import Keys
 from api.errors import Wardrobe, from_http, from_validation, problem
-from api.limits import Door
+from api.limits import Door, whole
 from api.run import PREFIX, Run
+from core import VERSION
 from core.errors import ImagePoolError, InternalError
 from core.settings import Settings
 from engine.engine import Engine
@@ -43,8 +44,10 @@ class Switch:
         self.run, self.api = run, api
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        short = scope["type"] == "http" and scope["path"].startswith(PREFIX)
-        await (self.run if short else self.api)(scope, receive, send)
+        if scope["type"] == "http" and scope["path"].startswith(PREFIX):
+            await self.run(scope, receive, send)
+        else:
+            await self.api(scope, whole(receive), send)
 
 
 def create_app(
@@ -78,7 +81,7 @@ def create_api(
     api = FastAPI(
         title="ImagePool",
         description="Image models over every GPU of a host.",
-        version="1.0.0",
+        version=VERSION,
         docs_url="/docs" if settings.docs else None,
         redoc_url=None,
         lifespan=lifespan,

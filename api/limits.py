@@ -54,6 +54,18 @@ def file_limit(caller: Caller, settings: Settings) -> int:
     return settings.max_body if tier is None or tier.max_file is None else min(tier.max_file, settings.max_body)
 
 
+def whole(receive: Receive) -> Receive:
+    """A `receive` for those who need chunks as bytes; our protocol gives views of what it read."""
+
+    async def as_bytes() -> Message:
+        message = await receive()
+        if "body" in message:
+            message["body"] = bytes(message["body"])
+        return message
+
+    return as_bytes
+
+
 class Body:
     """A `receive` that counts: `TooLarge` beyond the limit, `RequestTimeout` after a silence or for a trickle."""
 

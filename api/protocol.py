@@ -1,12 +1,14 @@
 """uvicorn's HTTP protocol, hardened: slow and giant headers, floods of tiny chunks, bodies nobody reads any more.
 
-Beside that it tells the application when a client goes away (`scope["extensions"]["imagepool.gone"]`), which spares the
-hot path a task per request.
+And made quick for images. A large body does not pass through the parser: the application gets views of what was read.
+An answer of known length leaves in one system call, so it may lie in shared memory. That a client went away is told by
+a callback (`scope["extensions"]["imagepool.gone"]`), which spares the hot path a task per request.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 from collections import deque
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -27,14 +29,17 @@ MAX_LINES = 100       # headers
 MAX_LEFT = 8 << 20    # bytes of a body that are still read after the answer was given
 MAX_CHUNKS = 4096     # chunks a body may have before their size counts
 MIN_CHUNK = 64        # bytes they must have on average from then on
+DIRECT = 32 << 10     # bytes of a body from which on it goes around the parser
 
 
 class Cycle(RequestResponseCycle):
     """One request and its answer. Its body is kept as the chunks that arrived: joining them costs as much as all the
     rest of a request with a large image."""
 
-    chunks: deque[bytes]
-    waiting: int  # bytes of them
+    chunks: deque[bytes | memoryview]
+    waiting: int         # bytes of them
+    fd: int              # the socket's, -1 where it must not be written to past the transport (TLS)
+    start: Any           # of an answer of known length: its head leaves together with its body
 
     async def receive(self) -> Any:
         if self.waiting_for_100_continue and not self.transport.is_closing():
@@ -49,6 +54,69 @@ class Cycle(RequestResponseCycle):
         chunk = self.chunks.popleft() if self.chunks else b""
         self.waiting -= len(chunk)
         return {"type": "http.request", "body": chunk, "more_body": self.more_body or bool(self.chunks)}
+
+    async def send(self, message: Any) -> None:
+        if self.start is None:
+            if message["type"] == "http.response.start" and not self.response_started and _length(message) is not None:
+                self.start = message
+            else:
+                await super().send(message)
+            return
+        start, self.start = self.start, None
+        body = message.get("body", b"")
+        if (
+            len(body) == _length(start)
+            and not message.get("more_body", False)
+            and self.scope["method"] != "HEAD"
+            and not self.flow.write_paused
+            and not self.disconnected
+        ):
+            self._send_whole(self._head(start), body)
+        else:
+            message["body"] = bytes(body)
+            await super().send(start)
+            await super().send(message)
+
+    def _head(self, start: Any) -> bytes:
+        lines = [*self.default_headers, *start["headers"]]
+        if not self.keep_alive:
+            lines.append((b"connection", b"close"))
+        head = b"%b%b\r\n" % (STATUS_LINE[start["status"]], b"".join([b"%b: %b\r\n" % line for line in lines]))
+        if head.count(b"\n") != len(lines) + 2 or head.count(b"\r") != len(lines) + 2 or b"\0" in head:
+            raise RuntimeError("a header of the answer holds a line break or NUL")
+        return head
+
+    def _send_whole(self, head: bytes, body: bytes | memoryview) -> None:
+        """Write the answer. What the kernel does not take at once is copied: the body may change after this."""
+        self.response_started = True
+        self.waiting_for_100_continue = False
+        sent = 0
+        if self.fd >= 0 and not self.transport.get_write_buffer_size() and not self.transport.is_closing():
+            try:
+                sent = os.writev(self.fd, (head, body))
+            except OSError:  # full or broken: the transport finds out which
+                sent = 0
+        if sent < len(head):
+            self.transport.write(head[sent:])
+        rest = max(0, sent - len(head))
+        if rest < len(body):
+            self.transport.write(bytes(memoryview(body)[rest:]))
+        self.response_complete = True
+        self.message_event.set()
+        if not self.keep_alive:
+            self.transport.close()
+        self.on_response()
+
+
+def _length(start: Any) -> int | None:
+    """What an answer's head says of the length of its body; None when it says nothing, or speaks of the connection."""
+    length = None
+    for name, value in start.get("headers", ()):
+        if name == b"content-length" and value.isdigit():
+            length = int(value)
+        elif name == b"connection" or name == b"transfer-encoding":
+            return None
+    return length
 
 
 class Protocol(HttpToolsProtocol):
@@ -65,6 +133,9 @@ class Protocol(HttpToolsProtocol):
         super().connection_made(transport)
         self._in_head, self._in_body = True, False
         self._head = self._lines = self._chunks = self._size = self._left = 0
+        self._rest = 0  # bytes of a body that goes around the parser
+        socket = transport.get_extra_info("socket")
+        self._fd = -1 if socket is None or transport.get_extra_info("sslcontext") else socket.fileno()
         self._refusal: ImagePoolError | None = None
         self._on_gone: Callable[[], None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -84,7 +155,15 @@ class Protocol(HttpToolsProtocol):
             if self._left > MAX_LEFT:
                 self.transport.close()
                 return
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        beyond = memoryview(data)
+        if not self._rest and self._in_head and (end := data.find(b"\r\n\r\n") + 4) > 3:
+            super().data_received(data[:end])
+            beyond = beyond[end:]
+        if self._rest:
+            beyond = self._read_body(beyond)
+        if beyond and not self.transport.is_closing():
+            super().data_received(bytes(beyond))
         if self.transport.is_closing() or not self._in_head:
             return
         if self._head > MAX_HEAD:
@@ -113,8 +192,35 @@ class Protocol(HttpToolsProtocol):
         super().on_headers_complete()
         self.cycle.__class__ = Cycle  # uvicorn leaves no other door open; its task has not begun yet
         self.cycle.chunks, self.cycle.waiting = deque(), 0
+        self.cycle.fd, self.cycle.start = self._fd, None
+        self._rest = self._announced()
+
+    def _announced(self) -> int:
+        """The length of the body when it is to go around the parser, else 0."""
+        headers = dict(self.headers)
+        if b"transfer-encoding" in headers or b"upgrade" in headers:
+            return 0
+        length = int(headers.get(b"content-length", b"0"))
+        return length if length >= DIRECT else 0
+
+    def _read_body(self, data: memoryview) -> memoryview:
+        """Take what belongs to the body; what is left belongs to the next request."""
+        body, beyond = data[: self._rest], data[self._rest :]
+        self._rest -= len(body)
+        if body:
+            self._take(body)
+        if not self._rest and not self.transport.is_closing():
+            self.parser = type(self.parser)(self)  # the one so far still waits for the body
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+            self.on_message_complete()
+        return beyond
 
     def on_body(self, body: bytes) -> None:
+        if self._rest:  # the beginning of a body, when its head came in pieces
+            self._rest -= len(body)
+        self._take(body)
+
+    def _take(self, body: bytes | memoryview) -> None:
         self._chunks += 1
         self._size += len(body)
         if self._chunks > MAX_CHUNKS and self._size < self._chunks * MIN_CHUNK:

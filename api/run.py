@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from api.auth import Caller
 from api.errors import MethodNotAllowed
-from api.limits import GONE, content_length, file_limit, too_large
+from api.limits import GONE, content_length, file_limit, too_large, whole
 from api.options import Options, read_options
 from api.submission import Submission, media_type, read_form, read_parts, read_query
 from core.errors import BadRequest, TooLarge, UnsupportedEncoding
@@ -27,7 +27,7 @@ from core.request import ImagePart, ImageRequest
 from core.settings import Settings
 from engine.engine import Engine
 from engine.permit import Permit
-from engine.results import ResultBody
+from engine.results import Loan
 
 PREFIX = "/run/"
 
@@ -45,17 +45,19 @@ class Run:
         headers = dict(scope["headers"])
         kind = media_type(headers.get(b"content-type", b"").decode("latin-1"))
         if kind.startswith("image/") or kind == "application/octet-stream" or not kind:
-            job, body = await self._bare(spec, scope, headers, receive)
+            job, loan = await self._bare(spec, scope, headers, receive)
         elif kind == "multipart/form-data":
-            job, body = await self._form(spec, scope, receive)
+            job, loan = await self._form(spec, scope, receive)
         else:
             raise UnsupportedEncoding("send the image itself as image/*, or multipart/form-data with image and mask")
-        await send({"type": "http.response.start", "status": 200, "headers": _headers(job, body)})
-        await send({"type": "http.response.body", "body": body.data})
+        with loan:
+            await send({"type": "http.response.start", "status": 200, "headers": _headers(job, loan)})
+            ours = GONE in scope.get("extensions", {})  # our protocol has sent or copied it when `send` returns
+            await send({"type": "http.response.body", "body": loan.data if ours else bytes(loan.data)})
 
     async def _bare(
         self, spec: ModelSpec, scope: Scope, headers: dict[bytes, bytes], receive: Receive
-    ) -> tuple[Job, ResultBody]:
+    ) -> tuple[Job, Loan]:
         """The body is the image."""
         who: Caller = scope["caller"]
         fields = Submission()
@@ -76,7 +78,7 @@ class Run:
             await _fill(permit.buffer, receive)
             return await self._image(spec, scope, options, permit, length, receive)
 
-    async def _form(self, spec: ModelSpec, scope: Scope, receive: Receive) -> tuple[Job, ResultBody]:
+    async def _form(self, spec: ModelSpec, scope: Scope, receive: Receive) -> tuple[Job, Loan]:
         """The body is a form with `image`, perhaps `mask`, and options."""
         who: Caller = scope["caller"]
         found = Submission()
@@ -84,7 +86,7 @@ class Run:
         length = content_length(dict(scope["headers"]))
         with self._admit(length if length is not None else self._settings.max_body, who) as permit:
             most = file_limit(who, self._settings)
-            await read_form(found, Headers(scope=scope), Request(scope, receive).stream(), most)
+            await read_form(found, Headers(scope=scope), Request(scope, whole(receive)).stream(), most)
             options = read_options(spec, who, found.fields)
             parts = read_parts(spec, found, most, self._settings.max_pixels)
             return await self._run(spec, who, options, parts, permit, scope, receive)
@@ -96,7 +98,7 @@ class Run:
 
     async def _image(
         self, spec: ModelSpec, scope: Scope, options: Options, permit: Permit, size: int, receive: Receive
-    ) -> tuple[Job, ResultBody]:
+    ) -> tuple[Job, Loan]:
         header = read_header(permit.buffer, max_pixels=self._settings.max_pixels)
         part = ImagePart("image", permit.span, header, size)
         return await self._run(spec, scope["caller"], options, (part,), permit, scope, receive)
@@ -110,7 +112,7 @@ class Run:
         permit: Permit,
         scope: Scope,
         receive: Receive,
-    ) -> tuple[Job, ResultBody]:
+    ) -> tuple[Job, Loan]:
         request = ImageRequest(
             model=spec.name,
             images=parts,
@@ -123,7 +125,7 @@ class Run:
             dialect="run",
         )
         with Watch(scope, receive):
-            return await self._engine.run(request, permit)
+            return await self._engine.lend(request, permit)
 
 
 class Watch:
@@ -201,14 +203,14 @@ async def _collect(receive: Receive, most: int) -> bytearray:
             return data
 
 
-def _headers(job: Job, body: ResultBody) -> list[tuple[bytes, bytes]]:
+def _headers(job: Job, loan: Loan) -> list[tuple[bytes, bytes]]:
     result = job.result
     assert result is not None
     timings = result.timings
     told = ", ".join(f"{stage};dur={seconds * 1000:.2f}" for stage, seconds in timings.items())
     return [
-        (b"content-type", body.media_type.encode()),
-        (b"content-length", b"%d" % body.size),
+        (b"content-type", loan.media_type.encode()),
+        (b"content-length", b"%d" % loan.size),
         (b"x-job-id", job.id.encode()),
         (b"x-device", result.device.encode()),
         (b"x-batch-size", b"%d" % result.batch_size),

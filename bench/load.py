@@ -123,8 +123,10 @@ class Run:
         done = sorted(self.latencies)
         at = lambda share: done[min(len(done) - 1, int(len(done) * share))] if done else float("nan")  # noqa: E731
         cpu = (after.ru_utime + after.ru_stime) - (before.ru_utime + before.ru_stime)
-        return Result(connections, seconds, len(done), self.errors, len(done) / seconds, at(0.5), at(0.9), at(0.99), cpu,
-                      self.statuses)
+        rate = len(done) / seconds
+        return Result(
+            connections, seconds, len(done), self.errors, rate, at(0.5), at(0.9), at(0.99), cpu, self.statuses
+        )
 
 
 def main() -> None:

@@ -9,53 +9,32 @@ bench/results/overhead.json and overhead.png.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
-from rich.progress import Progress
-
 from bench.common import machine_facts, write_result
-from bench.runs import COLOURS, OURS, Measured, goal, load, noise_png, parser, plot, print_tables, save, show, spread, table
-from bench.servers import NAIVE, PEERS, Server, ours, peer
+from bench.runs import (
+    COLOURS,
+    OURS,
+    Found,
+    as_data,
+    best_peer,
+    goal,
+    noise_png,
+    parser,
+    plot,
+    print_tables,
+    ratio,
+    rounds,
+    save,
+    show,
+    spread,
+    table,
+)
+from bench.servers import NAIVE, PEERS, ours, peer
 
 LIMIT = 2 * 8 / 0.009
 PACKAGES = ("uvicorn", "uvloop", "httptools", "starlette", "fastapi", "torch")
-
-Found = dict[str, dict[int, list[Measured]]]  # by server and connections, a measurement per round
-
-
-def measure(runs: int, seconds: float, connections: list[int]) -> Found:
-    """All rounds."""
-    body = noise_png()
-    makers: dict[str, Any] = {which.name: partial(peer, which, "echo") for which in PEERS} | {OURS: ours}
-    found: Found = defaultdict(lambda: defaultdict(list))
-    with Progress(refresh_per_second=1) as progress:
-        task = progress.add_task("", total=runs * len(makers) * len(connections))
-        for number in range(runs):
-            for name, make in makers.items():
-                progress.update(task, description=f"round {number + 1}: {name}")
-                server: Server
-                context: AbstractContextManager[Server] = make()
-                with context as server:
-                    for count in connections:
-                        found[name][count].append(load(server, body, count, seconds))
-                        progress.advance(task)
-    return found
-
-
-def ratio(found: Found, count: int, other: str) -> dict[str, float]:
-    """Our rate over another's, round by round."""
-    pairs = zip(found[OURS][count], found[other][count], strict=True)
-    return spread(mine.rate / max(theirs.rate, 1e-9) for mine, theirs in pairs)
-
-
-def best_peer(found: Found, count: int) -> str:
-    """Whoever has the highest median rate, us left out."""
-    others = [name for name in found if name != OURS]
-    return max(others, key=lambda name: spread(m.rate for m in found[name][count])["median"])
 
 
 def goals(found: Found, connections: list[int]) -> list[dict[str, Any]]:
@@ -90,23 +69,24 @@ def tables(found: Found, connections: list[int]) -> list[dict[str, Any]]:
     return [
         table(f"W1, {count} connection{'s' * (count > 1)}", head, (
             [
-                name, show(spread(m.rate for m in rounds[count]), "{:,.0f}"),
-                f"{spread(m.rate / LIMIT for m in rounds[count])['median']:.2f}",
-                show(spread((m.p50 * 1e3 for m in rounds[count]), 1), "{:.1f}"),
-                show(spread((m.p99 * 1e3 for m in rounds[count]), 1), "{:.1f}"),
-                show(spread(m.cpu_ms for m in rounds[count])),
-                show(spread(m.master_cpu_ms for m in rounds[count])) if name == OURS else "",
+                name, show(spread(m.rate for m in told[count]), "{:,.0f}"),
+                f"{spread(m.rate / LIMIT for m in told[count])['median']:.2f}",
+                show(spread((m.p50 * 1e3 for m in told[count]), 1), "{:.1f}"),
+                show(spread((m.p99 * 1e3 for m in told[count]), 1), "{:.1f}"),
+                show(spread(m.cpu_ms for m in told[count])),
+                show(spread(m.master_cpu_ms for m in told[count])) if name == OURS else "",
             ]
-            for name, rounds in found.items()
+            for name, told in found.items()
         ))
         for count in connections
     ]  # fmt: skip
 
 
 def draw(found: Found, connections: list[int]) -> None:
-    figure, axes = plot().subplots(1, len(connections), figsize=(4 * len(connections), 3.6), layout="constrained", squeeze=False)
+    size = (4 * len(connections), 3.6)
+    figure, axes = plot().subplots(1, len(connections), figsize=size, layout="constrained", squeeze=False)
     for axis, count in zip(axes[0], connections, strict=True):
-        rates = [spread(m.rate for m in rounds[count]) for rounds in found.values()]
+        rates = [spread(m.rate for m in told[count]) for told in found.values()]
         medians = [rate["median"] for rate in rates]
         errors = [[rate["median"] - rate["min"] for rate in rates], [rate["max"] - rate["median"] for rate in rates]]
         bars = axis.bar(list(found), medians, yerr=errors, color=[COLOURS[name] for name in found], capsize=3)
@@ -120,20 +100,6 @@ def draw(found: Found, connections: list[int]) -> None:
     save(figure, "overhead")
 
 
-def as_data(found: Found) -> Mapping[str, Any]:
-    return {
-        name: {
-            str(count): {
-                "rate": spread(m.rate for m in rounds), "p50_ms": spread(m.p50 * 1e3 for m in rounds),
-                "p99_ms": spread(m.p99 * 1e3 for m in rounds), "cpu_ms": spread(m.cpu_ms for m in rounds),
-                "master_cpu_ms": spread(m.master_cpu_ms for m in rounds), "errors": sum(m.errors for m in rounds),
-            }
-            for count, rounds in counts.items()
-        }
-        for name, counts in found.items()
-    }  # fmt: skip
-
-
 def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--seconds", type=float, default=4.0)
@@ -141,7 +107,8 @@ def main() -> None:
     given = arguments.parse_args()
     runs, seconds = (2, 2.0) if given.quick else (given.runs, given.seconds)
     facts = machine_facts(PACKAGES)
-    found = measure(runs, seconds, given.connections)
+    makers = {which.name: partial(peer, which, "echo") for which in PEERS} | {OURS: ours}
+    found = rounds(makers, noise_png(), runs, seconds, given.connections)
     reached, shown = goals(found, given.connections), tables(found, given.connections)
     print_tables(shown, reached)
     write_result("overhead", facts, {

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import io
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import uvloop
 from PIL import Image
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
 
 from bench.common import RESULTS
 from bench.load import Run
@@ -32,6 +37,9 @@ class Measured:
     errors: int
     cpu_ms: float
     master_cpu_ms: float
+
+
+Found = dict[str, dict[int, list[Measured]]]  # by server and connections, a measurement per round
 
 
 def parser(about: str | None, runs: int = 5) -> argparse.ArgumentParser:
@@ -62,10 +70,54 @@ def load(server: Server, body: bytes, connections: int, seconds: float, warm_up:
     return uvloop.run(go())
 
 
+def rounds(
+    makers: Mapping[str, Callable[[], AbstractContextManager[Server]]], body: bytes, runs: int, seconds: float,
+    connections: Sequence[int],
+) -> Found:
+    """Every round starts each server anew, alone, and puts the same loads on it."""
+    found: Found = {name: {count: [] for count in connections} for name in makers}
+    with Progress(refresh_per_second=1) as progress:
+        task = progress.add_task("", total=runs * len(makers) * len(connections))
+        for number in range(runs):
+            for name, make in makers.items():
+                progress.update(task, description=f"round {number + 1}: {name}")
+                with make() as server:
+                    for count in connections:
+                        found[name][count].append(load(server, body, count, seconds))
+                        progress.advance(task)
+    return found
+
+
+def ratio(found: Found, count: int, other: str) -> dict[str, float]:
+    """Our rate over another's, round by round."""
+    pairs = zip(found[OURS][count], found[other][count], strict=True)
+    return spread(mine.rate / max(theirs.rate, 1e-9) for mine, theirs in pairs)
+
+
+def best_peer(found: Found, count: int) -> str:
+    """Whoever has the highest median rate, us left out."""
+    others = [name for name in found if name != OURS]
+    return max(others, key=lambda name: spread(m.rate for m in found[name][count])["median"])
+
+
+def as_data(found: Found) -> Mapping[str, Any]:
+    """The measurements as they are written."""
+    return {
+        name: {
+            str(count): {
+                "rate": spread(m.rate for m in all_rounds), "p50_ms": spread(m.p50 * 1e3 for m in all_rounds),
+                "p99_ms": spread(m.p99 * 1e3 for m in all_rounds), "cpu_ms": spread(m.cpu_ms for m in all_rounds),
+                "master_cpu_ms": spread(m.master_cpu_ms for m in all_rounds),
+                "errors": sum(m.errors for m in all_rounds),
+            }
+            for count, all_rounds in counts.items()
+        }
+        for name, counts in found.items()
+    }  # fmt: skip
+
+
 def noise_png(size: int = 500_000) -> bytes:
     """A PNG of about so many bytes, always the same one."""
-    import io
-
     side = math.isqrt(size // 3)
     pixels = np.random.default_rng(7).integers(0, 256, (side, side, 3), dtype=np.uint8)
     file = io.BytesIO()
@@ -87,7 +139,9 @@ def show(found: Mapping[str, float], form: str = "{:.2f}", unit: str = "") -> st
     return f"{form.format(found['median'])}{unit} ({form.format(found['min'])}–{form.format(found['max'])})"
 
 
-def goal(what: str, goal: str, found: Mapping[str, float], met: bool, form: str = "{:.2f}", unit: str = "") -> dict[str, Any]:
+def goal(
+    what: str, goal: str, found: Mapping[str, float], met: bool, form: str = "{:.2f}", unit: str = ""
+) -> dict[str, Any]:
     """One line of the table of goals."""
     return {"what": what, "goal": goal, "measured": show(found, form, unit), "met": bool(met)}
 
@@ -98,9 +152,6 @@ def table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> dic
 
 
 def print_tables(tables: Iterable[Mapping[str, Any]], goals: Iterable[Mapping[str, Any]] = ()) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     console = Console(width=140)
     for told in tables:
         shown = Table(*told["head"], title=told["title"], title_justify="left")

@@ -145,8 +145,8 @@ def simulate(quick: bool, million: bool, progress: Progress) -> dict[str, dict[s
         return make
 
     for clients in (1, 6, 12, 64):
-        runs[f"W1, {clients} clients"] = closed(clients, 0.05), limit
-        runs[f"W1, {clients} clients, never waiting"] = closed(clients, 0.0), limit
+        runs[f"W1 at c={clients}"] = closed(clients, 0.05), limit
+        runs[f"W1 at c={clients}, never waiting"] = closed(clients, 0.0), limit
     everybody = Mix(GROUPS[:3], tuple(Priority), tuple("vwxyz"))
     runs["one of two devices 4x slower"] = closed(64, 0.05, [pair[0], Device("slow", slowness=4.0)]), 8 / 0.009 * 1.25
     runs["4 priorities, 5 tenants, 3 sizes"] = mixed([*pair], 4 * jobs, everybody), limit

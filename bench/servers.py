@@ -1,7 +1,7 @@
 """Starts the servers that are measured, ours and the peers, each alone, and reads what its processes cost.
 
-A peer lives in a virtual environment of its own, made at its first start: its own packages in pinned versions, and after
-them this one's, so that all run the same torch, numpy and Pillow.
+A peer lives in a virtual environment of its own, made at its first start: its own packages in pinned versions, and
+after them this one's, so that all run the same torch, numpy and Pillow.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import sysconfig
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -88,6 +88,15 @@ class Server:
         told = orjson.loads(self.get("/health/ready"))
         return {device["device"]: device["state"] for device in told["devices"]}
 
+    def all_ready(self) -> bool:
+        """Ours only."""
+        return all(state in ("ready", "busy") for state in self.devices().values())
+
+    def workers(self) -> list[psutil.Process]:
+        """Ours only: the processes of the workers."""
+        children = psutil.Process(self.process.pid).children()
+        return [child for child in children if "--multiprocessing-fork" in child.cmdline()]
+
     def cost(self) -> Cost:
         """Of now. What a child used that has died in between still counts."""
         master = psutil.Process(self.process.pid)
@@ -107,15 +116,17 @@ def _seconds(process: psutil.Process) -> float:
 
 
 @contextlib.contextmanager
-def ours(*flags: str, models: str = "models/repository_test", offer: str = "echo", path: str = "/run/echo",
-         devices: str = "cpu:2") -> Iterator[Server]:  # fmt: skip
-    """This server with one model, up and with every worker ready; its outputs are removed afterwards."""
-    with tempfile.TemporaryDirectory(prefix="imagepool-bench-") as outputs:
+def ours(
+    *flags: str, models: str = "models/repository_test", offer: str = "echo", path: str = "/run/echo",
+    devices: str = "cpu:2", outputs: Path | None = None,
+) -> Iterator[Server]:  # fmt: skip
+    """This server with one model, up and with every worker ready. Without `outputs`, in a folder for this time only."""
+    with tempfile.TemporaryDirectory(prefix="imagepool-bench-") as passing:
         port = free_port()
         command = (sys.executable, "server.py", "--port", str(port), "--host", "127.0.0.1", "--devices", devices,
-                   "--models-folder", models, "--models", offer, "--outputs", outputs, *flags)  # fmt: skip
+                   "--models-folder", models, "--models", offer, "--outputs", str(outputs or passing), *flags)  # fmt: skip
         with _started("ImagePool", command, port, path, {}) as server:
-            _wait(server, lambda: all(state == "ready" for state in server.devices().values()))
+            wait_until(server, server.all_ready)
             yield server
 
 
@@ -125,7 +136,7 @@ def peer(which: Peer, work: str) -> Iterator[Server]:
     port = free_port()
     environ = {"BENCH_WORK": work, "BENCH_PORT": str(port)}
     with _started(which.name, (_python(which), "-m", which.module), port, which.path, environ) as server:
-        _wait(server, lambda: bool(server.get(which.ready)) or True)
+        wait_until(server, lambda: bool(server.get(which.ready)) or True)
         yield server
 
 
@@ -155,13 +166,14 @@ def _started(
             process.wait()
 
 
-def _wait(server: Server, ready: Any) -> None:
+def wait_until(server: Server, ready: Callable[[], bool]) -> None:
+    """Until the server is ready; an OSError counts as no. Ends the program when that never comes."""
     end = time.monotonic() + STARTS_WITHIN
     while time.monotonic() < end and server.process.poll() is None:
         with contextlib.suppress(OSError):
             if ready():
                 return
-        time.sleep(0.2)
+        time.sleep(0.1)
     told = server.log.read_text(errors="replace")[-2000:]
     raise SystemExit(f"{server.name} did not start; it said:\n{told}")
 

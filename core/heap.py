@@ -11,7 +11,7 @@ import ctypes
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 KEEP = 64 << 20     # free bytes at the top of the heap that are kept
-BLOCKS = 16 << 20   # blocks up to this size come from the heap
+BLOCKS = 32 << 20   # blocks up to this size (glibc's greatest) come from the heap
 
 
 def keep_heap() -> bool:

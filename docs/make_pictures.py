@@ -1,7 +1,7 @@
 """Makes the README's contact sheet from a running server: `python docs/make_pictures.py [URL]`.
 
-A black box, like `test_concurrency.py`: it posts the photographs of `examples/` to `/run/{model}` and lays out what comes
-back. Nothing is retouched; what a caption says is what was asked for.
+A black box, like `test_concurrency.py`: it posts the photographs of `examples/` to `/run/{model}` and lays out what
+comes back. Nothing is retouched; what a caption says is what was asked for.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ CELL, CAPTION, GAP, COLUMNS = (300, 200), 24, 8, 4
 PAPER, INK = (250, 250, 248), (40, 40, 40)
 EYE = (319, 132)  # of the cat, in the photograph's pixels
 
-SHEET = (
+SHEET: tuple[tuple[str, str | None, dict[str, str], str], ...] = (
     ("coffee", None, {}, "photograph"),
     ("coffee", "inpaint", {}, "inpaint: the spoon is masked"),
     ("coffee", "background_remove", {}, "background_remove"),

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from core import VERSION
 from core.model import Catalogue
 from core.settings import Settings
 from engine.engine import Engine
@@ -20,7 +21,7 @@ from store.jobs import JobStore
 from store.lock import FolderLock
 from workers.arena import Arena
 from workers.contract import WorkerPool
-from workers.devices import DevicePlan, list_gpus, plan
+from workers.devices import DevicePlan, available_cores, list_gpus, plan
 from workers.monitor import Monitor
 from workers.pool import Pool, PoolConfig
 from workers.supervisor import SupervisorConfig
@@ -37,7 +38,7 @@ def read_catalogue(settings: Settings) -> Catalogue:
 
 def plan_devices(settings: Settings) -> list[DevicePlan]:
     """The workers to run. Raises ValueError with a sentence when the setting asks for what is not there."""
-    return plan(settings.devices, os.environ.get("CUDA_VISIBLE_DEVICES"), list_gpus(), os.cpu_count() or 1,
+    return plan(settings.devices, os.environ.get("CUDA_VISIBLE_DEVICES"), list_gpus(), available_cores(),
                 threads=settings.threads)
 
 
@@ -61,7 +62,7 @@ def build(settings: Settings, make_pool: PoolMaker | None = None) -> Engine:
         pool=pool,
         arena=arena,
         keeper=Keeper(lock, jobs, files, settings.retention_age, settings.retention_bytes),
-        metrics=Metrics(),
+        metrics=Metrics(version=VERSION),
         monitor=None if make_pool else Monitor(plans),
     )
 

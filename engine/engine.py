@@ -10,15 +10,16 @@ import asyncio
 import time
 import uuid
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import structlog
 
 from core.errors import (
     Draining,
-    ErrorInfo,
+    ImagePoolError,
+    InvalidParameter,
     NoDevice,
     Overloaded,
     StorageFull,
@@ -26,21 +27,22 @@ from core.errors import (
     WorkerLost,
     from_info,
 )
-from core.job import Job, Result
+from core.job import Job
 from core.model import Catalogue, ModelSpec
 from core.request import ImageRequest, Span
 from core.settings import Settings
 from core.states import State
 from core.ticket import Ticket
 from engine import roll, snapshot, watch
+from engine.endings import Endings
 from engine.feed import JobEvent, past_events
 from engine.flights import Flights, Key
 from engine.keeper import Keeper, resumed
-from engine.live import Live, timings
+from engine.live import Live
 from engine.metrics import Metrics, resolution_class
 from engine.permit import Permit, images_into_arena
 from engine.register import Register
-from engine.results import ResultBody, stored_result
+from engine.results import Loan, ResultBody, stored_result
 from scheduler.admission import Admission, Grant
 from scheduler.commands import Command, Dispatch, Finish, Requeue, Restart, Revoke
 from scheduler.events import (
@@ -62,6 +64,7 @@ from workers.messages import BatchDidNotFit, BatchDone, Drop, Finished, ItemsDon
 from workers.monitor import Monitor, Reading
 
 log = structlog.get_logger("engine")
+BLAME: Mapping[str, Literal["outside", "none"]] = {"stopped": "none", "killed": "outside"}
 
 
 class Engine:
@@ -83,11 +86,13 @@ class Engine:
         self.started_at = time.time()
         self.draining = False
         self._hurried = False
+        self._drained_at = 0.0
         self._rolling = False
         self.register = Register(keeper.jobs)
         self.flights = Flights(arena)
         self.watched: Counter[str] = Counter()  # jobs by open event streams
         self._keeper, self._monitor = keeper, monitor
+        self._endings = Endings(self.register, self.flights, keeper, arena, metrics, self._background)
         self._events: deque[Event] = deque()
         self._telling = False
         self._timer: asyncio.TimerHandle | None = None
@@ -103,6 +108,7 @@ class Engine:
     async def start(self) -> None:
         """Take up the jobs of a former life and begin to start workers; returns before any worker is ready."""
         self._loop = asyncio.get_running_loop()
+        self._leaving = self._loop.create_future()  # resolved when the server begins to go away
         await self.register.load()
         recovered = await self._keeper.recover()
         for job in recovered:
@@ -119,16 +125,16 @@ class Engine:
         """Take no new jobs, let running batches finish, keep queued durable jobs for the next start, stop workers."""
         grace = self.settings.shutdown_grace if grace is None else grace
         self.drain()
-        deadline = self._loop.time() + grace
+        deadline = self._drained_at + grace
         while self.flights and self._loop.time() < deadline and not self._hurried:  # noqa: ASYNC110
             await asyncio.sleep(0.05)  # a poll is enough on the way out
         for live in list(self.register.live.values()):  # what still runs is interrupted; ephemeral clients hear of it
             if not live.job.request.durable:
-                self._conclude_ephemeral(live, State.FAILED, error=WorkerLost("the server was stopped").info())
+                self._send_away(live, WorkerLost("the server was stopped; send the request again"))
         await self.pool.stop(0.0 if self._hurried else max(0.0, deadline - self._loop.time()) + 1.0)
         storing = [live.done for live in self.register.live.values() if live.concluding]
         if storing:
-            await asyncio.wait(storing, timeout=max(1.0, deadline - self._loop.time()))
+            await asyncio.wait(storing, timeout=1.0 if self._hurried else max(1.0, deadline - self._loop.time()))
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -138,16 +144,26 @@ class Engine:
         self.arena.close()
 
     def drain(self) -> None:
-        """Dispatch nothing more and admit nothing more. Queued ephemeral jobs fail at once: their clients can go on."""
+        """Dispatch nothing more and admit nothing more. Whoever waits for a job that waits hears so at once."""
         if self.draining:
             return
-        self.draining = True
+        self.draining, self._drained_at = True, self._loop.time()
+        self._leaving.set_result(None)
         self.tell(Drain())
-        error = Draining("the server is shutting down; send the request again, to another server or in a minute").info()
         for live in list(self.register.live.values()):
-            if not live.job.request.durable and live.job.state is State.QUEUED:
-                live.job.error = error
-                self.tell(Cancelled(live.job.id))
+            if live.job.state is State.QUEUED:
+                self._leave_waiting(live)
+
+    def _leave_waiting(self, live: Live) -> None:
+        """This server will not run it any more. A durable job waits for the next start; an ephemeral one ends."""
+        if not live.job.request.durable:
+            self._send_away(live, _draining())
+        elif live.feed:
+            live.feed.close()
+
+    def _send_away(self, live: Live, error: ImagePoolError) -> None:
+        live.job.error = error.info()
+        self.tell(Cancelled(live.job.id))
 
     def roll(self) -> None:
         """Replace every worker by a fresh one, one after the other, without refusing or losing anything."""
@@ -156,8 +172,10 @@ class Engine:
             self._background(self._roll())
 
     async def _roll(self) -> None:
-        await roll.replace_workers(self)
-        self._rolling = False
+        try:
+            await roll.replace_workers(self)
+        finally:
+            self._rolling = False
 
     def hurry(self) -> None:
         """Asked twice to stop: do not wait for what runs. Durable jobs run again at the next start."""
@@ -168,7 +186,7 @@ class Engine:
     def admit(self, size: int, tenant: str = "anonymous", jobs: int = 1) -> Permit:
         """Room for `jobs` jobs of `size` bytes together. Raises Overloaded, Draining, NoDevice or StorageFull."""
         if self.draining:
-            raise Draining("the server is shutting down and takes no new jobs", retry_after=10.0)
+            raise _draining()
         if not self.up and all(view.state in ("given_up", "stopped") for view in self.pool.view()):
             raise NoDevice("no device can serve: every worker has been given up; see /system/status for the reasons",
                            retry_after=60.0)
@@ -198,14 +216,23 @@ class Engine:
                 self.metrics.refused("storage_full")
                 raise
             if not self.draining:  # accepted on disk while the doors closed: the next start runs it
-                self._admit_live(job, spec, permit.hand_over()[0])
+                grant, span = permit.hand_over()
+                self._admit_live(job, spec, grant, [span] if span else [])
             return job
 
     async def run(self, request: ImageRequest, permit: Permit | None = None) -> tuple[Job, ResultBody]:
+        """As `lend`, with a result of its own."""
+        job, loan = await self.lend(request, permit)
+        with loan:
+            return job, ResultBody.of(bytes(loan.data), loan.format, loan.size)
+
+    async def lend(self, request: ImageRequest, permit: Permit | None = None) -> tuple[Job, Loan]:
         """Run a request that lives as long as its client waits: submit, wait, result. Cancelling this coroutine cancels
         the job at once. Raises the job's own error when it failed."""
         spec = self.catalogue[request.model]
         with permit or self.admit(sum(image.size for image in request.images), request.tenant) as permit:
+            if self.draining:  # it began while the body was read
+                raise _draining()
             parts, spans = images_into_arena(self.arena, request.images)
             job = self._new_job(replace(request, images=parts, durable=False) if spans or request.durable else request)
             grant, span = permit.hand_over()
@@ -214,18 +241,20 @@ class Engine:
             await asyncio.shield(live.done)
         except asyncio.CancelledError:
             self.tell(Cancelled(job.id))
+            if live.result is not None:  # it had just succeeded
+                self.arena.give(live.result)
             raise
         if job.error is not None:
             raise from_info(job.error)
         assert live.result is not None and job.result is not None
-        return job, ResultBody.of(live.result, job.result.format, len(live.result))
+        return job, Loan(self.arena, live.result, job.result.format)
 
     async def wait(self, job_id: str, timeout: float | None = None) -> Job:
-        """Until the job has ended or the time is over; the job as it is then. Raises JobNotFound."""
+        """The job when it has ended, the time is over or the server goes away. Raises JobNotFound."""
         live = self.register.live.get(job_id)
         if live is None:
             return await self.job(job_id)
-        await asyncio.wait([live.done], timeout=timeout)
+        await asyncio.wait([live.done, self._leaving], timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         return live.job
 
     async def job(self, job_id: str, tenant: str | None = None) -> Job:
@@ -254,7 +283,8 @@ class Engine:
         return await stored_result(await self.job(job_id, tenant), self._keeper)
 
     async def events(self, job_id: str, tenant: str | None = None, after: int = 0) -> AsyncIterator[JobEvent]:
-        """Events numbered above `after`: past ones, then live ones; ends after the job's final state."""
+        """Events numbered above `after`: past ones, then live ones; ends after the job's final state, or when the
+        server goes away before the job can run."""
         job = await self.job(job_id, tenant)
         live = self.register.live.get(job_id)
         if live is None:
@@ -262,13 +292,17 @@ class Engine:
                 if event.number > after:
                     yield event
             return
+        feed = live.event_feed()
+        if self.draining and live.job.state is State.QUEUED:
+            feed.close()
         self.watched[job_id] += 1
         try:
-            async for event in live.event_feed().read(after):
+            async for event in feed.read(after):
                 yield event
         finally:
             self.watched[job_id] -= 1
-            self.watched += Counter()  # drops what nobody watches
+            if not self.watched[job_id]:
+                del self.watched[job_id]
 
     def position(self, job_id: str) -> int | None:
         """How many jobs will probably be handed out before it, plus one; None when it does not wait."""
@@ -306,12 +340,13 @@ class Engine:
         grant = self.admission.force(sum(image.size for image in job.request.images), tenant=job.request.tenant)
         try:
             spec = self.catalogue[job.request.model]
-        except UnknownModel as fault:
+            job.request = replace(job.request, params=spec.check_params(job.request.params))
+        except (UnknownModel, InvalidParameter) as fault:  # the model has gone or changed since
             spec = ModelSpec(job.request.model, "", "")
             live = Live(job, spec, Ticket(job.id, spec.group(job.request.images[0], {}, ())), grant,
                         self._loop.create_future())
             self.register.add(live)
-            self._conclude(live, State.FAILED, error=fault.info())
+            self._endings.without_result(live, State.FAILED, fault.info())
             return
         self._admit_live(job, spec, grant, front=front)
 
@@ -350,24 +385,27 @@ class Engine:
                 self._dispatch(command)
             case Finish(job, state, error):
                 live = self.register.live[job]
-                self._conclude(live, state, error=live.job.error or error)
+                self._endings.without_result(live, state, live.job.error or error)
             case Requeue(job, why):
-                self.register.move(self.register.live[job], State.QUEUED, why=why)
+                live = self.register.live[job]
+                self.register.move(live, State.QUEUED, time.time(), why=why)
+                if self.draining:
+                    self._leave_waiting(live)
             case Revoke(worker, incarnation, batch, job):
                 self.pool.send(worker, incarnation, Drop(batch, job))
             case Restart(worker, incarnation, why):
                 self.pool.kill(worker, incarnation, why)
 
     def _dispatch(self, order: Dispatch) -> None:
-        lives = [self.register.live[ticket.id] for ticket in order.tickets]
+        lives, at = [self.register.live[ticket.id] for ticket in order.tickets], time.time()
         for live in lives:
-            self.register.move(live, State.RUNNING, device=order.worker)
+            self.register.move(live, State.RUNNING, at, device=order.worker)
         try:
             batch = self.flights.take_off(order, lives, self._loop.time())
         except StorageFull as fault:
             for live in lives:  # as if the worker had answered so
                 self._events.append(ItemEnded(order.worker, order.incarnation, order.batch, live.job.id, fault.info()))
-                self._conclude(live, State.FAILED, error=fault.info())
+                self._endings.without_result(live, State.FAILED, fault.info())
             self._events.append(BatchEnded(order.worker, order.incarnation, order.batch, 0.0))
             return
         group = order.tickets[0].group
@@ -399,7 +437,7 @@ class Engine:
                 self.flights.crash(worker, incarnation)
                 if kind != "stopped":
                     self.metrics.restart(worker, kind)
-                self.tell(WorkerLostEvent(worker, incarnation, cause, "none" if kind == "stopped" else "running"))
+                self.tell(WorkerLostEvent(worker, incarnation, cause, BLAME.get(kind, "running")))
 
     def _item_done(self, key: Key, finished: Finished) -> None:
         answered = self.flights.answered(key, finished.job)
@@ -410,9 +448,9 @@ class Engine:
         if live.concluding or finished.error is not None:
             self.arena.give(span)
             if finished.error is not None:
-                self._conclude(live, State.FAILED, error=finished.error)
+                self._endings.without_result(live, State.FAILED, finished.error)
         else:
-            self._succeed(live, key[0], span, finished)
+            self._endings.succeed(live, key[0], span, finished)
 
     def _progress(self, job: str, fraction: float) -> None:
         live = self.register.live.get(job)
@@ -421,66 +459,6 @@ class Engine:
         live.job.progress = max(live.job.progress, fraction)
         if live.feed:
             live.feed.add("progress", {"progress": round(live.job.progress, 4)}, time.time())
-
-    # --- a job ends, once -------------------------------------------------------------------------------------------
-
-    def _succeed(self, live: Live, worker: str, span: Span, finished: Finished) -> None:
-        result = Result(
-            span, finished.size, finished.format, finished.width, finished.height, worker, live.batch_size,
-            timings(finished.timings), finished.facts,
-        )
-        data = self.arena.view(Span(span.offset, finished.size, span.capacity))
-        if live.job.request.durable:
-            live.concluding = True
-            self._background(self._store_success(live, result, span, data))
-        else:
-            live.result = bytes(data)
-            self.arena.give(span)
-            self._conclude_ephemeral(live, State.SUCCEEDED, result=result)
-
-    async def _store_success(self, live: Live, result: Result, span: Span, data: memoryview) -> None:
-        try:
-            name = await self._keeper.store_result(live.job.id, result.format, data)
-        finally:
-            data.release()
-            self.arena.give(span)
-        await self._store_end(live, State.SUCCEEDED, replace(result, data=name), None)
-
-    def _conclude(self, live: Live, state: State, *, error: ErrorInfo) -> None:
-        """End a job without a result."""
-        if live.concluding or live.job.state.ended:
-            return
-        if not live.job.request.durable:
-            self._conclude_ephemeral(live, state, error=error)
-            return
-        live.concluding = True
-        self._background(self._store_end(live, state, None, error))
-
-    async def _store_end(self, live: Live, state: State, result: Result | None, error: ErrorInfo | None) -> None:
-        """Write the end, then let it be seen: whoever hears of it will find it after a crash, too."""
-        job = live.job
-        ended = replace(job, history=list(job.history), result=result, error=error)
-        ended.move(state, time.time(), device=job.device, why=error.message if error else None)
-        await self._keeper.save(ended)
-        job.result, job.error = result, error
-        self._ended(live, state)
-
-    def _conclude_ephemeral(
-        self, live: Live, state: State, *, result: Result | None = None, error: ErrorInfo | None = None
-    ) -> None:
-        if live.job.state.ended:
-            return
-        live.concluding = True
-        live.job.result, live.job.error = result, error
-        self._ended(live, state)
-
-    def _ended(self, live: Live, state: State) -> None:
-        """The end is decided (a durable job's: on disk); let it be seen and give everything back."""
-        job = live.job
-        self.register.move(live, state, device=job.device, why=job.error.message if job.error else None)
-        live.grant.release()
-        self.flights.ended(live)
-        self.metrics.job_ended(job)
 
     # --- in the background ------------------------------------------------------------------------------------------
 
@@ -504,3 +482,9 @@ class Engine:
         self._tasks.discard(task)
         if not task.cancelled() and (fault := task.exception()):
             log.error("a background task failed", exc_info=fault)
+
+
+def _draining() -> Draining:
+    return Draining(
+        "the server is shutting down; send the request again, to another server or in a minute", retry_after=10.0
+    )

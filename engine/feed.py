@@ -15,7 +15,7 @@ from typing import Any, Literal
 from core.job import Job, Move
 
 Kind = Literal["state", "position", "progress"]
-KEPT = 256  # events per living job; states are few, so only old positions and progress are forgotten
+KEPT = 256  # events per living job; beyond it, old positions and progress are forgotten (states are few)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class Feed:
 
     def __init__(self, job: Job) -> None:
         self._created_at = job.created_at
-        self._events: deque[JobEvent] = deque(past_events(job), maxlen=KEPT)
+        self._events: deque[JobEvent] = deque(past_events(job))
         self._closed = False
         self._changed = asyncio.Event()
         self.readers = 0
@@ -60,6 +60,8 @@ class Feed:
     def add(self, kind: Kind, data: dict[str, Any], at: float) -> None:
         """Append an event of unix time `at`."""
         last = self._events[-1].number if self._events else 0
+        if len(self._events) >= KEPT and (old := next((e for e in self._events if e.kind != "state"), None)):
+            self._events.remove(old)
         self._events.append(JobEvent(max(last + 1, int((at - self._created_at) * 1e6)), kind, data))
         self._wake()
 

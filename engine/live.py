@@ -33,7 +33,7 @@ class Live:
     batch_size: int = 0
     concluding: bool = False
     feed: Feed | None = None
-    result: bytes | None = None  # of an ephemeral job
+    result: Span | None = None  # of an ephemeral job, until its waiter has it
 
     def event_feed(self) -> Feed:
         """The job's event stream, made when somebody first asks."""

@@ -70,6 +70,7 @@ def get_logger(name: str = "imagepool", **facts: Any) -> structlog.typing.Filter
 
 def discreet(_logger: Any, _method: str, line: Line) -> Line:
     """Take out of a line what must not be in a log, and what could forge another line."""
+    line.pop("color_message", None)  # uvicorn's event once more, with escape codes
     for key, value in line.items():
         if isinstance(value, str) and key != "exception":
             line[key] = _hidden(value) if key in PRIVATE else _plain(value)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import OrderedDict
 
 from core.errors import JobNotFound
@@ -42,10 +41,10 @@ class Register:
         self.live[live.job.id] = live
         self.counts[live.job.state] += 1
 
-    def move(self, live: Live, state: State, *, device: str | None = None, why: str | None = None) -> None:
-        """To another state; one that ends the job makes it leave the living, and tells those who wait."""
+    def move(self, live: Live, state: State, at: float, *, device: str | None = None, why: str | None = None) -> None:
+        """To another state, at unix time `at`; one that ends the job makes it leave the living and tells waiters."""
         job, old = live.job, live.job.state
-        job.move(state, time.time(), device=device, why=why)
+        job.move(state, at, device=device, why=why)
         self.counts[old] -= 1
         self.counts[state] += 1
         if live.feed:

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from core.errors import ErrorInfo, JobNotFinished, ResultGone, from_info
 from core.job import Job
+from core.request import Span
 from engine.keeper import Keeper
+from workers.arena import Arena
 
 MEDIA_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp", "avif": "image/avif"}
 
@@ -25,6 +27,26 @@ class ResultBody:
     @classmethod
     def of(cls, data: bytes | Path, format: str, size: int) -> ResultBody:
         return cls(data, MEDIA_TYPES.get(format, "application/octet-stream"), format, size)
+
+
+class Loan:
+    """The result of an ephemeral job where its worker wrote it, in shared memory, which is given back when this block
+    is left. `data` and `size` are the encoded bytes and their number."""
+
+    __slots__ = ("_arena", "_span", "data", "format", "media_type", "size")
+
+    def __init__(self, arena: Arena, span: Span, format: str) -> None:
+        self._arena, self._span = arena, span
+        self.data = arena.view(span)
+        self.size, self.format = span.size, format
+        self.media_type = MEDIA_TYPES.get(format, "application/octet-stream")
+
+    def __enter__(self) -> Loan:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.data.release()
+        self._arena.give(self._span)
 
 
 async def stored_result(job: Job, keeper: Keeper) -> ResultBody:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import structlog
@@ -52,6 +53,7 @@ async def positions(engine: Engine) -> None:
 
 async def devices(engine: Engine, monitor: Monitor) -> None:
     """Read what devices and processes say of themselves, and tell the scheduler of it."""
+    done: Counter[str] = Counter()
     while True:
         pids = {view.worker: view.pid for view in engine.pool.view()}
         try:
@@ -61,6 +63,8 @@ async def devices(engine: Engine, monitor: Monitor) -> None:
         for worker, reading in engine.readings.items():
             if reading.memory_total is not None and reading.memory_used is not None:
                 free = reading.memory_total - reading.memory_used
-                ours = any(engine.flights.at(worker))  # what the device does then tells nothing of strangers
+                # what a device does for us, now or since the last look, tells nothing of strangers
+                ours = any(engine.flights.at(worker)) or engine.flights.batches[worker] != done[worker]
+                done[worker] = engine.flights.batches[worker]
                 engine.tell(LoadReport(worker, None if ours else reading.utilisation, free, reading.memory_total))
         await asyncio.sleep(DEVICES_EVERY)

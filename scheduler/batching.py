@@ -14,6 +14,7 @@ from scheduler.config import SchedulerConfig
 from scheduler.roster import Worker
 
 RETURN = 2.0  # a wait must bring so many times what it costs: it also keeps the device from later work
+SHARED = 0.8  # small batches cost more than one: sharing must bring the end of all so much nearer
 LAST_MOMENT = 0.002  # seconds before a batch ends at which what follows must be sent, at the least
 BURST = 2.0  # typical gaps without an arrival after which a burst counts as over
 
@@ -24,6 +25,19 @@ def hold_until(queue: GroupQueue, since: float, until_free: float, config: Sched
     if not _pays(queue, wait, until_free):
         return since
     return min(start + BURST * wait, max(since, queue.oldest) + config.max_queue_delay)
+
+
+def portion(queue: GroupQueue, most: int, idle: int, devices: int) -> int:
+    """How many of its jobs the next device takes, of at most `most`, when no other group waits: an even part if others
+    are idle too; else, of what one batch could hold, an even part for all `devices` if it is worth it. They come free
+    one after the other, about evenly spread over the time that such a part takes."""
+    if queue.count > most or devices < 2:
+        return most if idle < 2 else min(most, -(-queue.count // idle))
+    part = -(-queue.count // (idle if idle > 1 else devices))
+    whole, share = queue.curve.seconds(queue.count * queue.cost), queue.curve.seconds(part * queue.cost)
+    if idle < 2 and (whole is None or share is None or share * (2 - 1 / devices) > SHARED * whole):
+        return queue.count
+    return part
 
 
 def prefetch_at(worker: Worker, queue: GroupQueue, most: int, only: bool, config: SchedulerConfig) -> float:
@@ -47,9 +61,12 @@ def _pays(queue: GroupQueue, wait: float, until_free: float, leaving: int = 0) -
 
 
 def expected_seconds(queue: GroupQueue, worker: Worker, cost: float) -> float | None:
-    """How long a batch should take there; None when this group or this worker was never measured."""
+    """How long a batch should take there. None when this group or this worker was never measured, and for a model's
+    first batch in an incarnation, which may have to load the weights."""
     base = queue.curve.seconds(cost)
-    return None if base is None or worker.pace is None else base * worker.pace
+    if base is None or worker.pace is None or queue.group.model not in worker.loaded:
+        return None
+    return base * worker.pace
 
 
 def patience(expected: float | None, timeout: float, config: SchedulerConfig) -> float:

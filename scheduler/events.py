@@ -69,13 +69,14 @@ class WorkerReady:
 class WorkerLost:
     """That incarnation is dead (and reaped). Everything it held goes back to the front of its queue.
 
-    `blame`: "worker" when the job may have killed it (crash, hang: deaths are counted against the batch that was
-    running), "none" when it was stopped on purpose or died idle."""
+    `blame`: "running" when the batch that ran may be the cause (its jobs' deaths are counted), "outside" when somebody
+    else may have killed it as well (SIGKILL: a job that runs alone then gets a second chance), "none" when it was
+    stopped on purpose."""
 
     worker: str
     incarnation: int
     cause: str
-    blame: Literal["running", "none"] = "running"
+    blame: Literal["running", "outside", "none"] = "running"
 
 
 @dataclass(frozen=True, slots=True)

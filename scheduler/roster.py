@@ -20,7 +20,7 @@ from scheduler.work import Batch
 SLOTS = 2  # one batch runs, one more may follow
 LOOK = 16  # ring places looked at before the least burdened is taken instead
 STALE = 300.0  # seconds after which an idle worker's pace is doubted, so that one passed over gets another try
-CROWDED = 2.0  # a device without free memory counts as so much slower
+TIGHT = 2.0  # a device without free memory counts as so much slower
 OVERDUE = 2.0  # a batch this many times over its expected time says nothing about when its worker will be free
 
 
@@ -28,11 +28,11 @@ OVERDUE = 2.0  # a batch this many times over its expected time says nothing abo
 class Worker:
     """One device's worker. What was learned about it outlives its incarnations.
 
-    batches: what it holds, in the order in which it runs them; the first is running. closing: it gets nothing more
-    (draining, or told to restart). hung: its `Restart` has been asked for. freed: when it last became idle. pace:
-    seconds it takes for what takes a device of pace 1 one second, None until measured. doubted: the pace is unknown or
-    old, and worth another try. utilisation: 0-1, by others than us. crowded: its device has next to no free memory.
-    done, items: batches and jobs it has ended.
+    batches: what it holds, in the order in which it runs them; the first is running. loaded: the models of which this
+    incarnation has ended a batch. closing: it gets nothing more (draining, or told to restart). hung: its `Restart` has
+    been asked for. freed: when it last became idle. pace: seconds it takes for what takes a device of pace 1 one
+    second, None until measured. doubted: the pace is unknown or old, and worth another try. utilisation: 0-1, by others
+    than us. crowded: its device has next to no free memory. done, items: batches and jobs it has ended.
     """
 
     name: str
@@ -41,6 +41,7 @@ class Worker:
     closing: bool = False
     hung: bool = False
     batches: deque[Batch] = field(default_factory=deque)
+    loaded: set[str] = field(default_factory=set)
     pace: float | None = None
     doubted: bool = True
     measured: float = -math.inf
@@ -61,7 +62,7 @@ class Worker:
         """How long a piece of work takes here, relative to others; 0 while doubted, so that it gets a try."""
         if self.doubted or self.pace is None:
             return 0.0
-        return self.pace / (1.0 - min(self.utilisation, 0.9)) * (CROWDED if self.crowded else 1.0)
+        return self.pace / (1.0 - min(self.utilisation, 0.9)) * (TIGHT if self.crowded else 1.0)
 
     @property
     def ends(self) -> float:
@@ -131,6 +132,11 @@ class Roster:
     def idle(self) -> int:
         """How many could start a batch at once."""
         return len(self._ring)
+
+    @property
+    def open(self) -> int:
+        """How many may get another batch, now or when theirs has ended."""
+        return len(self._ring) + len(self._ending)
 
     def next_idle(self) -> Worker | None:
         """The idle worker whose turn it is."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from core.errors import ImagePoolError
 from core.states import State
@@ -18,13 +18,15 @@ from core.ticket import Group
 from scheduler import events, verdicts, views
 from scheduler.agenda import Agenda
 from scheduler.backlog import Backlog, GroupQueue
-from scheduler.batching import expected_seconds, hold_until, patience, prefetch_at
+from scheduler.batching import expected_seconds, hold_until, patience, portion, prefetch_at
 from scheduler.commands import Command, Dispatch, Finish, Requeue, Restart, Revoke
 from scheduler.config import SchedulerConfig
 from scheduler.pace import learn
 from scheduler.roster import Roster, Worker
 from scheduler.work import Batch, Job
 
+CROWDED = 0.05  # of a device's memory: with less of it free, others do not leave us enough
+Blame = Literal["running", "outside", "none"]
 FRONT = 1 << 40  # a job that goes to the front is numbered before all that arrive
 
 
@@ -104,6 +106,8 @@ class Scheduler:
             if due > self.now:
                 self._wake = due
                 return
+            if only:
+                most = portion(queue, most, self.roster.idle, self.roster.open)
             self._dispatch(worker, queue, self.backlog.take(queue, most))
 
     def _dispatch(self, worker: Worker, queue: GroupQueue, jobs: list[Job], *, alone: bool = False) -> None:
@@ -162,11 +166,13 @@ class Scheduler:
             self.suspects.pop(job, None)
         self._end(job, f"{state}: {error.code}")
 
-    def _put_back(self, job: Job, why: str, *, guilty: bool = False) -> None:
-        """A job that its batch did not answer waits again, before all that came after it. `guilty`: its worker died
-        while running it; a suspect that was alone then has proved it."""
-        proved = guilty and job.batch is not None and job.batch.alone
-        job.deaths += guilty
+    def _put_back(self, job: Job, why: str, blame: Blame = "none") -> None:
+        """A job that its batch did not answer waits again, before all that came after it. A suspect that was alone when
+        its worker died has proved it; if the worker may have been killed by others, only the second time."""
+        alone = blame != "none" and job.batch is not None and job.batch.alone
+        proved = alone and (blame == "running" or job.doubt)
+        job.doubt |= alone
+        job.deaths += blame != "none"
         job.batch = None
         if proved:
             self._finish(job, State.FAILED, verdicts.poisonous(job))
@@ -217,16 +223,22 @@ class Scheduler:
         batch = self.roster.holding(event.worker, event.incarnation, event.batch)
         if batch is None:
             return
-        worker = batch.worker
         if batch.started is not None and not batch.spoilt and not batch.jobs:
-            seconds = event.seconds if event.seconds > 0 else self.now - batch.started
-            worker.pace = learn(batch.group.curve, worker.pace, batch.cost, seconds)
-            worker.measured, worker.doubted = self.now, False
+            self._learn(batch, event.seconds if event.seconds > 0 else self.now - batch.started)
+        worker = batch.worker
         batch.group.arrivals.answered(self.now)
         worker.done += 1
         worker.items += batch.size
         for job in self._release(batch):
-            self._put_back(job, "its batch ended without an answer", guilty=True)
+            self._put_back(job, "its batch ended without an answer", "running")
+
+    def _learn(self, batch: Batch, seconds: float) -> None:
+        """Take in how long a batch took; a model's first one in an incarnation only for want of a better."""
+        worker, curve, model = batch.worker, batch.group.curve, batch.group.group.model
+        if model in worker.loaded or not curve.count:
+            worker.pace = learn(curve, worker.pace, batch.cost, seconds)
+            worker.measured, worker.doubted = self.now, False
+        worker.loaded.add(model)
 
     def _batch_out_of_memory(self, event: events.BatchOutOfMemory) -> None:
         batch = self.roster.holding(event.worker, event.incarnation, event.batch)
@@ -245,7 +257,7 @@ class Scheduler:
         worker = self.roster.worker(event.worker)
         if event.incarnation <= worker.incarnation:
             return
-        self._lose(worker, "a newer incarnation took its place", blamed=False)
+        self._lose(worker, "a newer incarnation took its place", "none")
         worker.incarnation, worker.alive = event.incarnation, True
         worker.measured = worker.freed = self.now
         self.roster.file(worker)
@@ -254,20 +266,21 @@ class Scheduler:
         worker = self.roster.worker(event.worker)
         if event.incarnation < worker.incarnation:
             return
-        self._lose(worker, event.cause, blamed=event.blame == "running" and event.incarnation == worker.incarnation)
+        self._lose(worker, event.cause, event.blame if event.incarnation == worker.incarnation else "none")
         worker.incarnation = event.incarnation
 
-    def _lose(self, worker: Worker, cause: str, *, blamed: bool) -> None:
+    def _lose(self, worker: Worker, cause: str, blame: Blame) -> None:
         held = list(worker.batches)
         worker.alive = worker.closing = worker.hung = False
         worker.batches.clear()
+        worker.loaded.clear()
         self.roster.file(worker)
         for batch in held:
             batch.group.running -= batch.size
             for job in batch.jobs.values():
                 if not job.ended:
-                    guilty = blamed and batch is held[0]
-                    self._put_back(job, f"{worker.name}#{worker.incarnation} was lost: {cause}", guilty=guilty)
+                    why = f"{worker.name}#{worker.incarnation} was lost: {cause}"
+                    self._put_back(job, why, blame if batch is held[0] else "none")
 
     def _worker_draining(self, event: events.WorkerDraining) -> None:
         worker = self.roster.workers.get(event.worker)
@@ -279,7 +292,8 @@ class Scheduler:
         worker = self.roster.workers.get(event.worker)
         if worker is not None:
             worker.utilisation = event.utilisation or 0.0
-            worker.crowded = bool(event.memory_total) and (event.memory_free or 0) < 0.05 * (event.memory_total or 0)
+            free, total = event.memory_free, event.memory_total
+            worker.crowded = free is not None and total is not None and free < CROWDED * total
             self.roster.doubt(worker, self.now)
 
     def _drain(self, event: events.Drain) -> None:

@@ -20,7 +20,9 @@ class Job:
     """One living ticket: it waits in a lane, or among the suspects (both None), or runs in a batch.
 
     number: its place in the order of arrival; negative when it goes before all that arrive. deaths: workers that died
-    while they ran it. charged: its cost has been taken from its tenant's share (once, however often it is retried).
+    while they ran it. doubt: that
+    happened once while it ran alone, but somebody else may have killed the worker. charged: its cost has been taken
+    from its tenant's share (once, however often it is retried).
     """
 
     ticket: Ticket
@@ -29,6 +31,7 @@ class Job:
     lane: Lane | None = None
     batch: Batch | None = None
     deaths: int = 0
+    doubt: bool = False
     charged: bool = False
     ended: bool = False
     notes: tuple[tuple[float, str], ...] = ()

@@ -56,11 +56,14 @@ class ArenaView:
         return self._view[span.offset : span.offset + span.capacity]
 
     def close(self) -> None:
-        """Unmap. Views that somebody still holds keep the mapping alive until they go."""
+        """Unmap. Views that somebody still holds keep the mapping alive until they go. A second time changes nothing."""
+        if self.fd < 0:
+            return
         self._view.release()
         with contextlib.suppress(BufferError):
             self._map.close()
         os.close(self.fd)
+        self.fd = -1
 
 
 class Arena(ArenaView):

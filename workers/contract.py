@@ -20,13 +20,13 @@ class WorkerUp:
 
 @dataclass(frozen=True, slots=True)
 class WorkerDown:
-    """That incarnation is dead and reaped: it can touch no memory any more. `cause` in words, `kind` for counting; only
-    what was stopped on purpose is not held against the jobs that it was running."""
+    """That incarnation is dead and reaped: it can touch no memory any more. `cause` in words, `kind` for counting and
+    for the blame: what was stopped on purpose is not held against the jobs that it ran, what was killed only half."""
 
     worker: str
     incarnation: int
     cause: str
-    kind: Literal["died", "hung", "boot_failed", "stopped"] = "died"
+    kind: Literal["died", "killed", "hung", "boot_failed", "stopped"] = "died"
 
 
 @dataclass(frozen=True, slots=True)

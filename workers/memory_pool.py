@@ -16,7 +16,7 @@ from core.errors import Cancelled, ImagePoolError
 from core.request import Span
 from workers.arena import ArenaView
 from workers.contract import PoolEvent, Said, WorkerDown, WorkerUp, WorkerView
-from workers.messages import BatchDone, Drop, Finished, ItemsDone, RunBatch, RunItem, ToWorker
+from workers.messages import BatchDone, Drop, Finished, FromWorker, ItemsDone, RunBatch, RunItem, ToWorker
 
 Work = Callable[[RunItem, bytes], bytes]
 
@@ -84,6 +84,10 @@ class MemoryPool:
         """Answer the oldest batch that one worker holds."""
         worker = self.workers[name]
         self._run(worker, worker.incarnation, worker.held.pop(0))
+
+    def say(self, name: str, message: FromWorker) -> None:
+        """Let a worker say anything."""
+        self._listener(Said(name, self.workers[name].incarnation, message))
 
     def send(self, worker: str, incarnation: int, *messages: ToWorker) -> None:
         fake = self.workers[worker]

@@ -42,13 +42,13 @@ from workers.process import SharedFd, child_main
 from workers.supervisor import Life, Start, Supervisor, SupervisorConfig, WorkerState
 
 log = structlog.get_logger("pool")
-Kind = Literal["died", "hung", "boot_failed", "stopped"]
+Kind = Literal["died", "killed", "hung", "boot_failed", "stopped"]
 
 
 @dataclass(frozen=True, slots=True)
 class PoolConfig:
     """Seconds, counts and the outputs folder, as in the settings. An idle worker that does not answer a ping for
-    `ping_timeout` is killed."""
+    `ping_timeout` is killed, and so is one that was retired and has not gone after `retire_timeout`."""
 
     root: str
     codec_threads: int = 2
@@ -56,6 +56,7 @@ class PoolConfig:
     log_level: str = "info"
     ping_interval: float = 2.0
     ping_timeout: float = 5.0
+    retire_timeout: float = 30.0
     supervisor: SupervisorConfig = field(default_factory=SupervisorConfig)
 
 
@@ -131,6 +132,7 @@ class Pool:
             living.stopping = True
             self._supervisor.dying(worker, "making place for its successor")
             living.channel.send(Stop())
+            self._loop.call_later(self._config.retire_timeout, self.kill, worker, incarnation, "did not go when asked")
 
     async def stop(self, grace: float) -> None:
         self._supervisor.stop()
@@ -139,6 +141,8 @@ class Pool:
         self._pinger.cancel()
         for living in self._living.values():
             living.stopping = True
+            if self._supervisor.lives[living.worker].state is WorkerState.STARTING:  # it hears nothing yet
+                self.kill(living.worker, living.number, "stopped while it was loading")
             self._supervisor.dying(living.worker, "stopping")
             living.channel.send(Stop())
         try:
@@ -188,8 +192,13 @@ class Pool:
         boot = self._boot(action)
         try:
             process, requests, results = await self._loop.run_in_executor(self._spawner, self._spawn, boot)
-        except OSError as fault:  # no memory or no file descriptor for a process now; later perhaps
-            self._ended(action.worker, action.incarnation, f"could not be started ({fault.strerror})", "boot_failed")
+        except OSError as fault:  # no memory or no file descriptor for a process now: no fault of the device
+            self._ended(action.worker, action.incarnation, f"could not be started ({fault.strerror})", "died")
+            return
+        except Exception as fault:
+            log.exception("a worker process cannot be made", device=action.worker)
+            cause = f"could not be started ({type(fault).__name__}); the server's log has the details"
+            self._ended(action.worker, action.incarnation, cause, "boot_failed")
             return
         living = Incarnation(action.worker, action.incarnation, process, channel=None)  # type: ignore[arg-type]
         living.channel = MasterEnd(
@@ -199,6 +208,7 @@ class Pool:
         )
         self._living[action.worker] = living
         if self._supervisor.draining:
+            living.stopping = True
             self.kill(action.worker, action.incarnation, "stopping")
 
     def _boot(self, action: Start) -> Boot:
@@ -235,6 +245,8 @@ class Pool:
         match message:
             case Progress(what, fraction):
                 living.what, living.progress = what, fraction
+            case Ready() if living.killed_for is not None:
+                pass  # too late: whatever it were given would be lost, and held against the jobs
             case Ready(facts):
                 living.facts = facts
                 self._supervisor.ready(living.worker)
@@ -279,11 +291,12 @@ class Pool:
         code = living.process.exitcode
         living.process.close()
         was_starting = self._supervisor.lives[living.worker].state is WorkerState.STARTING
-        failed_to_boot = living.boot_error is not None or (
-            was_starting and code not in (-signal.SIGKILL, -signal.SIGTERM)  # those two come from outside
-        )
+        killed = code in (-signal.SIGKILL, -signal.SIGTERM)  # by somebody else, or by the kernel for its memory
+        failed_to_boot = living.boot_error is not None or (was_starting and not killed)
         cause = living.killed_for or living.boot_error or exit_words(code)
-        kind: Kind = "hung" if living.killed_for else "boot_failed" if failed_to_boot else "died"
+        kind: Kind = (
+            "hung" if living.killed_for else "boot_failed" if failed_to_boot else "killed" if killed else "died"
+        )
         self._ended(living.worker, living.number, cause, "stopped" if living.stopping else kind)
 
     def _ended(self, worker: str, number: int, cause: str, kind: Kind) -> None:

@@ -14,6 +14,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from core.errors import ErrorInfo
+from core.heap import keep_heap
 from workers.channel import WorkerEnd
 from workers.messages import Boot, BootFailed, Progress
 
@@ -40,6 +41,7 @@ def child_main(boot: Boot, requests: Connection, results: Connection, arena: Sha
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the master decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     settle(boot)
+    keep_heap()
     channel = WorkerEnd(requests, results)
     channel.send(Progress("importing torch", 0.0))
     try:

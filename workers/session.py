@@ -16,12 +16,14 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import orjson
 import psutil
 import torch
 
@@ -50,6 +52,7 @@ from workers.messages import (
 )
 
 PROGRESS_EVERY = 0.1  # seconds between two progress messages of one job
+BROKEN_DEVICE = 70  # exit code of a process whose CUDA context is beyond repair
 
 
 @dataclass(slots=True)
@@ -110,7 +113,8 @@ class Session:
 
     def _facts(self, seconds: float) -> dict[str, object]:
         facts: dict[str, object] = {
-            "torch": torch.__version__, "threads": torch.get_num_threads(),
+            "torch": str(torch.__version__),  # a class of torch's own, with which the master would have to import torch
+            "threads": torch.get_num_threads(),
             "seconds_to_load": round(seconds, 2), "models": len(self._adapters),
         }
         if self._device.type == "cuda":
@@ -162,13 +166,19 @@ class Session:
 
     def _prepare(self, batch: RunBatch) -> Prepared:
         if self._specs[batch.model].raw:
-            decoding = [_done(self._raw(item)) for item in batch.items]
+            decoding = [self._raw(item) for item in batch.items]
         else:
             decoding = [self._codecs.submit(self._decode, batch.batch, item) for item in batch.items]
         return Prepared(batch, time.perf_counter(), decoding, unanswered=len(batch.items))
 
-    def _raw(self, item: RunItem) -> Decoded:
-        return Decoded(Item(item.params, data=memoryview(self._bytes(item.images[0]))))
+    def _raw(self, item: RunItem) -> Future[Decoded]:
+        """There is nothing to decode, so no codec thread is troubled."""
+        future: Future[Decoded] = Future()
+        try:
+            future.set_result(Decoded(Item(item.params, data=memoryview(self._bytes(item.images[0])))))
+        except Exception as fault:
+            future.set_exception(fault)
+        return future
 
     def _decode(self, batch: int, item: RunItem) -> Decoded:
         began = time.perf_counter()
@@ -229,13 +239,12 @@ class Session:
         if not ready:
             return
         began = time.perf_counter()
+        outputs: list[Output | ErrorInfo] | None = None
         try:
             outputs = self._run_guarded(spec, [decoded.item for _, decoded in ready], [item.job for item, _ in ready])
         except self._out_of_memory as fault:
-            message = f"{len(ready)} images did not fit the device's memory"
-            if len(ready) == 1 and isinstance(fault, MemoryError):
-                message = "the image did not fit the host's memory"
-            del fault
+            message = str(fault)
+        if outputs is None:  # not done above, where the exception keeps alive what filled the memory
             self._free_memory()
             self._forget(batch)
             self._channel.send(BatchDidNotFit(batch.batch, message))
@@ -261,7 +270,7 @@ class Session:
 
     def _run_guarded(
         self, spec: ModelSpec, items: list[Item], jobs: Sequence[str]
-    ) -> list[Output | ImagePoolError]:
+    ) -> list[Output | ErrorInfo]:
         """The batch's outputs. When the batch raises, each item runs alone, so that only the guilty one fails."""
         try:
             adapter = self._adapter(spec)
@@ -273,9 +282,26 @@ class Session:
         except self._out_of_memory:
             raise
         except Exception as fault:
-            if len(items) == 1:
-                return [self._known(fault, jobs[0], spec)]
+            if lacks_memory(fault):
+                raise torch.OutOfMemoryError(str(fault)) from None
+            self._leave_broken_device()
+            if len(items) == 1 or spec.name not in self._adapters:
+                return [self._info(fault, job, spec) for job in jobs]
         return [self._run_guarded(spec, [item], [job])[0] for item, job in zip(items, jobs, strict=True)]
+
+    def _leave_broken_device(self) -> None:
+        """After some faults (an illegal access, a device-side assertion) a CUDA context answers every call with the
+        same error. Only a new process helps; the master gives its jobs another try."""
+        if self._device.type != "cuda":
+            return
+        try:
+            torch.cuda.synchronize(self._device)
+        except self._out_of_memory:
+            return
+        except Exception:
+            traceback.print_exc()
+            sys.stderr.flush()
+            os._exit(BROKEN_DEVICE)
 
     def _free_memory(self) -> None:
         gc.collect()
@@ -285,18 +311,18 @@ class Session:
     # --- encode and answer ------------------------------------------------------------------------------------------
 
     def _encode(
-        self, prepared: Prepared, item: RunItem, decoded: Decoded, output: Output | ImagePoolError,
+        self, prepared: Prepared, item: RunItem, decoded: Decoded, output: Output | ErrorInfo,
         timings: dict[str, float], spec: ModelSpec,
     ) -> None:
         self._answer(prepared, self._store(item, decoded, output, timings, spec))
 
     def _store(
-        self, item: RunItem, decoded: Decoded, output: Output | ImagePoolError, timings: dict[str, float],
+        self, item: RunItem, decoded: Decoded, output: Output | ErrorInfo, timings: dict[str, float],
         spec: ModelSpec,
     ) -> Finished:
+        if isinstance(output, ErrorInfo):
+            return Finished(item.job, timings=timings, error=output)
         try:
-            if isinstance(output, ImagePoolError):
-                raise output
             began = time.perf_counter()
             if spec.raw:
                 assert output.data is not None
@@ -315,7 +341,7 @@ class Session:
                 raise BadOutput("the result is larger than any image of its size can be")
             room[: len(data)] = data
             timings["encode"] = time.perf_counter() - began
-            return Finished(item.job, len(data), kind, width, height, timings, output.facts)
+            return Finished(item.job, len(data), kind, width, height, timings, plain(output.facts, spec))
         except Exception as fault:
             return Finished(item.job, timings=timings, error=self._info(fault, item.job, spec))
 
@@ -332,7 +358,8 @@ class Session:
             self._channel.send(done)
 
     def _forget(self, batch: RunBatch) -> None:
-        self._dropped -= {key for key in self._dropped if key[0] <= batch.batch}
+        known = tuple(self._dropped)  # in one step: the channel's thread adds to it at any time
+        self._dropped.difference_update(key for key in known if key[0] <= batch.batch)
 
     # --- faults -----------------------------------------------------------------------------------------------------
 
@@ -355,10 +382,20 @@ class Session:
         return self._known(fault, job, spec).info()
 
 
-def _done(decoded: Decoded) -> Future[Decoded]:
-    future: Future[Decoded] = Future()
-    future.set_result(decoded)
-    return future
+def lacks_memory(fault: Exception) -> bool:
+    """Whether it says, in other words than torch, that the memory of the device is used up."""
+    return isinstance(fault, RuntimeError) and any(words in str(fault) for words in ("out of memory", "ALLOC_FAILED"))
+
+
+def plain(facts: Mapping[str, Any], spec: ModelSpec) -> dict[str, Any]:
+    """The facts as plain data, which alone can leave the process. Raises `BadOutput`."""
+    if not facts:
+        return {}
+    try:
+        known: dict[str, Any] = orjson.loads(orjson.dumps(dict(facts), option=orjson.OPT_SERIALIZE_NUMPY))
+    except (TypeError, ValueError):
+        raise BadOutput(f"model '{spec.name}' tells something beside its image that is no plain data") from None
+    return known
 
 
 def check_output(image: np.ndarray | None, item: Item, spec: ModelSpec) -> np.ndarray:

@@ -159,3 +159,8 @@ def shares(batches: Iterable[Dispatch], key: Any) -> Counter[Any]:
         for ticket in batch.tickets:
             got[key(ticket)] += ticket.cost
     return got
+
+
+def names(prefix: str, count: int) -> list[str]:
+    """prefix0, prefix1, ..."""
+    return [f"{prefix}{n}" for n in range(count)]

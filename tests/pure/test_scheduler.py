@@ -1,23 +1,21 @@
-"""Who goes where and when: round robin, batches, waiting, shares, deadlines and cancels, rule by rule."""
+"""Who goes where and when: round robin, batches, waiting, deadlines and cancels, rule by rule."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 import pytest
-from scheduler_kit import LARGE, SMALL, Play, of, shares
+from scheduler_kit import LARGE, SMALL, Play, names, of
 
 from core.request import Priority
 from core.states import State
 from core.ticket import Ticket
+from scheduler.backlog import GroupQueue
+from scheduler.batching import portion
 from scheduler.commands import Dispatch, Finish, Revoke
 from scheduler.events import BatchEnded, Cancelled, Drain, ItemEnded, LoadReport, Submitted, WorkerDraining, WorkerReady
 
 ONE = replace(SMALL, limit=1)
-
-
-def names(prefix: str, count: int) -> list[str]:
-    return [f"{prefix}{n}" for n in range(count)]
 
 
 # --- where ------------------------------------------------------------------------------------------------------------
@@ -34,7 +32,9 @@ def test_equal_workers_take_turns():
     for n in range(30):
         play.submit(f"job-{n}", after=10.0)
         play.finish(play.sent[-1].worker)
-    assert [batch.worker for batch in play.sent] == ["a", "b", "c"] * 10
+    turns = [batch.worker for batch in play.sent]
+    assert set(turns[:3]) == {"a", "b", "c"}
+    assert turns[6:] == turns[6:9] * 8 and set(turns[6:9]) == {"a", "b", "c"}
 
 
 def test_a_slow_worker_gets_less_when_all_are_busy_and_nothing_when_a_quick_one_is_idle():
@@ -71,6 +71,15 @@ def test_a_device_that_others_use_is_passed_over(report):
         play.submit(f"job-{n}", after=10.0)
         play.finish(play.sent[-1].worker)
     assert {batch.worker for batch in play.sent[-6:]} == {"b"}
+
+
+def test_a_device_of_unknown_memory_counts_as_free():
+    play = Play("a", "b")
+    for n in range(10):
+        play.submit(f"job-{n}", after=10.0)
+        play.finish(play.sent[-1].worker)
+        play.tell(LoadReport("a", None, None, 8 << 30))
+    assert {batch.worker for batch in play.sent[-2:]} == {"a", "b"}
 
 
 def test_a_draining_worker_finishes_what_it_holds_and_gets_nothing_more():
@@ -225,180 +234,6 @@ def test_an_urgent_job_does_not_wait_for_others():
     come_back(play, clients=6, rounds=20)
     play.submit("urgent", after=0.001, priority=Priority.URGENT)
     assert play.running("a") == ["urgent"]
-
-
-# --- whose turn -------------------------------------------------------------------------------------------------------
-
-
-def fill(play: Play, count: int, **ticket: object) -> None:
-    prefix = "-".join(map(str, ticket.values()))
-    for n in range(count):
-        play.submit(f"{prefix}-{n}", **ticket)
-
-
-@pytest.mark.parametrize("groups", [(SMALL,) * 4, (ONE, LARGE, replace(SMALL, width=256), replace(SMALL, width=128))])
-def test_priorities_share_five_three_one_one_when_all_wait(groups):
-    play = Play("a")
-    for priority, group in zip(Priority, groups, strict=True):
-        fill(play, 200, priority=priority, group=group)
-    while sum(len(batch.tickets) for batch in play.sent) < 200:
-        play.finish("a")
-    got = shares(play.sent[1:], lambda ticket: ticket.priority)
-    total = sum(got.values())
-    for priority, share in zip(Priority, (0.5, 0.3, 0.1, 0.1), strict=True):
-        assert got[priority] / total == pytest.approx(share, abs=0.06), got
-
-
-def test_shares_are_by_cost_and_not_by_number():
-    play = Play("a")
-    fill(play, 300, priority=Priority.URGENT, cost=0.5, group=ONE)
-    fill(play, 300, priority=Priority.PAID, cost=3.0, group=ONE)
-    while len(play.sent) < 200:
-        play.finish("a")
-    got = shares(play.sent, lambda ticket: ticket.priority)
-    assert got[Priority.URGENT] / got[Priority.PAID] == pytest.approx(5 / 3, rel=0.1)
-
-
-def test_a_priority_that_idled_has_saved_up_no_credit():
-    play = Play("a")
-    fill(play, 300, priority=Priority.NORMAL, group=ONE)
-    for _ in range(200):
-        play.finish("a")
-    fill(play, 100, priority=Priority.TEST, group=ONE)
-    before = len(play.sent)
-    for _ in range(40):
-        play.finish("a")
-    got = shares(play.sent[before:], lambda ticket: ticket.priority)
-    assert got[Priority.TEST] == pytest.approx(20, abs=1)
-
-
-def test_an_urgent_job_overtakes_all_that_waits():
-    play = Play("a")
-    play.submit("running")
-    for priority in (Priority.PAID, Priority.NORMAL, Priority.TEST):
-        fill(play, 20, priority=priority, group=ONE)
-    play.submit("urgent", priority=Priority.URGENT, group=ONE)
-    play.finish("a")
-    assert play.running("a") == ["urgent"]
-
-
-def test_the_least_priority_is_served_under_a_flood_of_urgent_jobs():
-    play = Play("a")
-    fill(play, 300, priority=Priority.URGENT, group=ONE)
-    play.submit("least", priority=Priority.TEST, group=ONE)
-    for _ in range(10):
-        play.finish("a")
-    assert "least" in play.ended or play.running("a") == ["least"]
-
-
-def test_places_left_in_an_urgent_batch_are_filled_from_other_priorities():
-    play = Play("a")
-    play.submit("running")
-    play.submit(*names("test", 10), priority=Priority.TEST)
-    play.submit(*names("urgent", 2), priority=Priority.URGENT)
-    play.finish("a")
-    assert sorted(play.running("a")) == [*names("test", 6), *names("urgent", 2)]
-
-
-def test_rides_in_others_batches_do_not_starve_the_rider_later():
-    """P3 filled the empty places of P0's batches for long. When P1 comes it must not have to pay for all of them."""
-    play = Play("a")
-    fill(play, 300, priority=Priority.URGENT, group=ONE)
-    fill(play, 300, priority=Priority.TEST)
-    for n in range(20):
-        play.submit(f"lone-{n}", priority=Priority.URGENT, tenant="lone")
-        while f"lone-{n}" not in play.order():
-            play.finish("a")
-    assert shares(play.sent, lambda ticket: ticket.priority)[Priority.TEST] > 100, "it rode along"
-    fill(play, 300, priority=Priority.PAID, group=ONE)
-    before = len(play.sent)
-    for _ in range(100):
-        play.finish("a")
-    assert Priority.TEST in {batch.tickets[0].priority for batch in play.sent[before:]}
-
-
-def test_a_tenant_that_rode_along_is_soon_served_again_in_its_own_right():
-    play = Play("a")
-    fill(play, 300, tenant="busy", group=ONE)
-    fill(play, 300, tenant="rider")
-    for n in range(20):
-        play.submit(f"lone-{n}", tenant="lone")
-        while f"lone-{n}" not in play.order():
-            play.finish("a")
-    fill(play, 300, tenant="new", group=ONE)
-    before = len(play.sent)
-    for _ in range(60):
-        play.finish("a")
-    assert "rider" in {batch.tickets[0].tenant for batch in play.sent[before:]}
-
-
-def test_a_tenant_that_idled_has_saved_up_no_credit():
-    play = Play("a")
-    play.submit("early", "early-too", tenant="idler", group=ONE)
-    fill(play, 200, tenant="steady", group=ONE)
-    for _ in range(100):
-        play.finish("a")
-    fill(play, 50, tenant="idler", group=ONE)
-    before = len(play.sent)
-    for _ in range(20):
-        play.finish("a")
-    got = shares(play.sent[before:], lambda ticket: ticket.tenant)
-    assert got == {"idler": 10, "steady": 10}
-
-
-def test_tenants_of_one_priority_share_equally_by_cost():
-    play = Play("a")
-    for n in range(200):
-        play.submit(f"heavy-{n}", tenant="heavy", cost=4.0, group=ONE)
-        play.submit(f"light-{n}", tenant="light", cost=1.0, group=ONE)
-    for _ in range(100):
-        play.finish("a")
-    got = shares(play.sent, lambda ticket: ticket.tenant)
-    assert got["heavy"] / got["light"] == pytest.approx(1.0, abs=0.1)
-
-
-def test_a_tenant_that_queues_a_thousand_does_not_delay_one_that_queues_two():
-    play = Play("a")
-    play.submit(*names("many", 100), tenant="greedy", group=ONE)
-    play.submit(*names("few", 2), tenant="modest", group=ONE)
-    for _ in range(4):
-        play.finish("a")
-    assert {"few0", "few1"} <= {*play.ended, *play.running("a")}
-
-
-def test_a_tenant_with_one_job_at_a_time_gets_no_more_than_its_share():
-    play = Play("a")
-    play.submit(*names("many", 100), tenant="steady", group=ONE)
-    play.submit("blink0", tenant="blink", group=ONE)
-    count = 1
-    for _ in range(60):
-        play.finish("a")
-        if f"blink{count - 1}" in play.running("a"):
-            play.submit(f"blink{count}", tenant="blink", group=ONE)
-            count += 1
-    got = shares(play.sent, lambda ticket: ticket.tenant)
-    assert abs(got["blink"] - got["steady"]) <= 3, got
-
-
-def test_a_tenants_jobs_go_in_the_order_in_which_they_came_whatever_their_group():
-    play = Play("a")
-    groups = [replace(SMALL, width=64 * n, limit=1) for n in range(1, 6)]
-    play.submit("first", group=ONE)
-    wanted = []
-    for n in range(40):
-        play.submit(f"job-{n}", group=groups[n * 7 % 5])
-        wanted.append(f"job-{n}")
-    play.finish_all()
-    assert play.order()[1:] == wanted
-
-
-def test_a_job_that_ran_before_a_restart_goes_first_in_its_queue():
-    play = Play()
-    play.submit("new-0", "new-1", group=ONE)
-    play.submit("old-0", "old-1", group=ONE, front=True)
-    play.ready("a")
-    play.finish_all()
-    assert play.order() == ["old-0", "old-1", "new-0", "new-1"]
 
 
 # --- deadlines and cancels --------------------------------------------------------------------------------------------
@@ -567,3 +402,31 @@ def test_messages_about_unknown_workers_and_batches_are_ignored():
                   BatchEnded("a", 0, 1, 1.0), WorkerReady("a", 1), WorkerDraining("a", 7), LoadReport("b")):
         assert play.tell(event) == []
     assert play.scheduler.jobs["one"].batch is not None
+
+
+def test_jobs_that_wait_when_several_devices_become_idle_are_shared_among_them():
+    play = Play()
+    play.scheduler.draining = True  # nothing is handed out until both are there
+    play.submit(*(f"job-{n}" for n in range(8)))
+    play.ready("a")
+    play.ready("b")
+    play.scheduler.draining = False
+    play.tick()
+    assert [len(play.running(worker)) for worker in ("a", "b")] == [4, 4]
+
+
+@pytest.mark.parametrize(
+    ("fixed", "each", "waiting", "devices", "taken"),
+    [
+        (0.0, 1.0, 6, 2, 3),   # batches gain nothing: the other device, free soon, does its half
+        (5.0, 0.1, 6, 2, 6),   # a batch costs what one job costs: all in one
+        (0.0, 1.0, 6, 1, 8),   # nobody to share with: all that fits
+        (0.0, 1.0, 20, 2, 8),  # enough for everybody: full batches
+    ],
+)
+def test_a_busy_pool_shares_a_small_queue_only_if_batches_gain_little(fixed, each, waiting, devices, taken):
+    queue = GroupQueue(SMALL)
+    for cost in (1.0, 4.0, 8.0):
+        queue.curve.learn(cost, fixed + each * cost)
+    queue.count = waiting
+    assert portion(queue, 8, idle=1, devices=devices) == taken

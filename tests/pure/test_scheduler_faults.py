@@ -275,6 +275,19 @@ def test_a_batch_of_known_pace_hangs_after_a_multiple_of_it_but_not_before_the_f
         assert play.now - began == pytest.approx(limit, rel=0.1)
 
 
+def test_a_model_that_a_new_incarnation_has_not_run_yet_has_time_to_load():
+    """It may bring gigabytes from disk: what it takes later says nothing about that."""
+    play = Play("a", hang_floor=2.0)
+    play.warm("a", fixed=0.5, each=0.1)
+    play.die("a")
+    play.ready("a")
+    play.start("one", after=1000.0)
+    assert play.scheduler.next_deadline() == pytest.approx(play.now + 600.0)
+    play.finish("a", 60.0)
+    play.start("two", after=1000.0)
+    assert play.scheduler.next_deadline() < play.now + 6.0, "the load taught nothing"
+
+
 def test_the_timeout_bounds_the_measured_limit():
     play = Play("a", hang_floor=30.0)
     play.warm("a", fixed=0.5, each=0.1)
@@ -371,3 +384,14 @@ def test_a_batch_with_failed_or_revoked_jobs_teaches_nothing_about_time(spoil):
         play.tell(ItemEnded("a", 1, batch.batch, "one", ErrorInfo("model_failed", "no")))
     play.tell(BatchEnded("a", 1, batch.batch, 1e-6), after=1e-6)
     assert (curve.count, play.scheduler.roster.workers["a"].pace) == before
+
+
+def test_a_suspect_whose_worker_others_may_have_killed_gets_a_second_chance_and_no_third():
+    play = Play("a")
+    play.submit("one")
+    for deaths in range(1, 4):
+        play.die("a", blame="outside")
+        play.ready("a")
+        assert play.running("a") == ["one"], f"after {deaths} deaths"
+    play.die("a", blame="outside")
+    assert play.ended == {"one": "poisonous_job"}

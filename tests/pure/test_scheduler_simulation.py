@@ -63,8 +63,10 @@ def test_a_device_three_times_slower_does_a_third_of_the_work():
 
 
 def test_equal_devices_do_equal_work():
-    report = closed_loop(200, [Device(f"d{n}", jitter=0.1) for n in range(8)], jobs=6000)
-    assert max(report.done.values()) <= 1.2 * min(report.done.values())
+    simulation = Simulation(Scheduler(), [Device(f"d{n}", jitter=0.1) for n in range(8)])
+    simulation.closed_loop(200, 8000)
+    report = simulation.run()
+    assert max(report.done.values()) <= 1.1 * min(report.done.values()), report.done
 
 
 def test_tenants_get_the_same_and_priorities_their_shares_while_all_wait():
@@ -101,7 +103,7 @@ def test_a_thousand_devices_are_all_put_to_work():
     simulation = Simulation(Scheduler(), [Device(f"d{n}", boot=1.0) for n in range(1000)])
     simulation.closed_loop(16_000, 32_000)
     report = simulation.run()
-    assert report.ends["succeeded"] == 32_000 and min(report.done.values()) > 0 and report.batch_size > 6
+    assert report.ends["succeeded"] == 32_000 and min(report.done.values()) > 0 and report.batch_size > 5.5
 
 
 def test_a_simulation_with_the_same_seed_is_the_same():

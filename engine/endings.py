@@ -1,0 +1,102 @@
+"""How a job ends: once, and, when it is durable, on disk before anybody hears of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
+from typing import Any
+
+import structlog
+
+from core.errors import ErrorInfo, InternalError
+from core.job import Result
+from core.request import Span
+from core.states import State
+from engine.flights import Flights
+from engine.keeper import Keeper
+from engine.live import Live, timings
+from engine.metrics import Metrics
+from engine.register import Register
+from workers.arena import Arena
+from workers.messages import Finished
+
+log = structlog.get_logger("engine")
+DEFECT = InternalError("the result could not be kept because of a defect of the server; its log has the details").info()
+
+
+class Endings:
+    """`background(coroutine)` runs what has to wait for the disk."""
+
+    def __init__(
+        self,
+        register: Register,
+        flights: Flights,
+        keeper: Keeper,
+        arena: Arena,
+        metrics: Metrics,
+        background: Callable[[Coroutine[Any, Any, None]], None],
+    ) -> None:
+        self._register, self._flights, self._keeper = register, flights, keeper
+        self._arena, self._metrics, self._background = arena, metrics, background
+
+    def succeed(self, live: Live, worker: str, span: Span, finished: Finished) -> None:
+        """The worker has written the result into `span`, which is ours now."""
+        result = Result(
+            span, finished.size, finished.format, finished.width, finished.height, worker, live.batch_size,
+            timings(finished.timings), finished.facts,
+        )  # fmt: skip
+        written = Span(span.offset, finished.size, span.capacity)
+        if live.job.request.durable:
+            live.concluding = True
+            self._background(self._store_success(live, result, span, self._arena.view(written)))
+        else:
+            live.result = written
+            self._end(live, State.SUCCEEDED, time.time(), result, None)
+
+    def without_result(self, live: Live, state: State, error: ErrorInfo) -> None:
+        """Failed, cancelled or expired. A job whose end is decided already keeps that end."""
+        if live.concluding:
+            return
+        live.concluding = True
+        if live.job.request.durable:
+            self._background(self._store_end(live, state, None, error))
+        else:
+            self._end(live, state, time.time(), None, error)
+
+    async def _store_success(self, live: Live, result: Result, span: Span, data: memoryview) -> None:
+        name = None
+        try:
+            name = await self._keeper.store_result(live.job.id, result.format, data)
+        except Exception:
+            log.exception("a result cannot be kept", job=live.job.id)
+        finally:
+            data.release()
+            self._arena.give(span)
+        if name is None:
+            await self._store_end(live, State.FAILED, None, DEFECT)
+        else:
+            await self._store_end(live, State.SUCCEEDED, replace(result, data=name), None)
+
+    async def _store_end(self, live: Live, state: State, result: Result | None, error: ErrorInfo | None) -> None:
+        """Write the end, then let it be seen: whoever hears of it will find it after a crash, too."""
+        job, at = live.job, time.time()
+        ended = replace(job, history=list(job.history), result=result, error=error)
+        ended.move(state, at, device=job.device, why=error.message if error else None)
+        try:
+            await self._keeper.save(ended)
+        except Exception:  # no disk that refuses (that is waited out), but a defect: it must not leave the job running
+            log.exception("the end of a job cannot be stored", job=job.id, state=state.value)
+            if result is not None:
+                await self._store_end(live, State.FAILED, None, DEFECT)
+                return
+        self._end(live, state, at, result, error)
+
+    def _end(self, live: Live, state: State, at: float, result: Result | None, error: ErrorInfo | None) -> None:
+        live.concluding = True
+        job = live.job
+        job.result, job.error = result, error
+        self._register.move(live, state, at, device=job.device, why=error.message if error else None)
+        live.grant.release()
+        self._flights.ended(live)
+        self._metrics.job_ended(job)

@@ -1,0 +1,218 @@
+"""The engine where ends meet accidents: draining, stopping, a disk that refuses at that moment, a changed model."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+from engine_kit import TEST_MODELS, engine, png, request
+
+from core import errors
+from core.states import State
+from engine.feed import KEPT
+from workers.messages import BatchDone, Finished, ItemsDone, JobProgress
+
+
+async def until(what, seconds=10.0):
+    async with asyncio.timeout(seconds):
+        while not what():  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+
+
+async def test_a_stop_in_the_middle_of_a_batch_tells_its_client_and_releases_everything(tmp_path):
+    async with engine(tmp_path, workers=("cpu:0",)) as (made, pool):
+        pool.hold()
+        running = asyncio.create_task(made.run(request(png(1), durable=False)))
+        durable = await made.submit(request(png(2)))
+        await until(lambda: pool.workers["cpu:0"].held and made.register.live)
+        await made.stop(grace=0)
+        with pytest.raises(errors.WorkerLost):
+            await running
+        assert made.arena.spans == 0 and made.admission.jobs == 1, "only the durable job still has its place"
+    async with engine(tmp_path) as (made, _):  # the folder is free, and the job is found
+        assert (await made.wait(durable.id, 10)).state is State.SUCCEEDED
+
+
+async def test_a_request_whose_body_arrived_while_the_server_began_to_drain_is_sent_away_at_once(tmp_path):
+    async with engine(tmp_path) as (made, _):
+        permit = made.admit(100)
+        permit.buffer[:2] = b"ab"
+        made.drain()
+        with pytest.raises(errors.Draining):
+            await made.run(request(png(1), durable=False), permit)
+        assert made.arena.spans == 0 and made.admission.jobs == 0
+
+
+async def test_a_request_that_loses_its_worker_while_the_server_drains_is_sent_away_at_once(tmp_path):
+    async with engine(tmp_path, workers=("cpu:0",)) as (made, pool):
+        pool.hold()
+        running = asyncio.create_task(made.run(request(png(1), durable=False)))
+        durable = await made.submit(request(png(2)))
+        await until(lambda: pool.workers["cpu:0"].held)
+        made.drain()
+        pool.crash("cpu:0")
+        with pytest.raises(errors.Draining):
+            await asyncio.wait_for(running, 10)
+        assert durable.state is State.QUEUED, "it waits for the next start"
+
+
+async def test_the_grace_of_a_stop_counts_from_the_moment_it_was_asked_for(tmp_path):
+    async with engine(tmp_path, workers=("cpu:0",)) as (made, pool):
+        pool.hold()
+        await made.submit(request(png(1)))
+        await until(lambda: pool.workers["cpu:0"].held)
+        made.drain()
+        real = made._loop.time
+        made._loop.time = lambda: real() + 3600  # type: ignore[method-assign]
+        try:
+            await asyncio.wait_for(made.stop(grace=3600), 30)
+        finally:
+            made._loop.time = real  # type: ignore[method-assign]
+
+
+async def test_the_end_of_a_job_is_stored_as_it_is_told(tmp_path):
+    async with engine(tmp_path) as (made, _):
+        told = await made.wait((await made.submit(request(png(1)))).id, 10)
+        stored = made._keeper.jobs.load(told.id)
+        assert stored.ended_at == told.ended_at and stored.history == told.history
+
+
+async def test_a_job_whose_inputs_cannot_be_removed_ends_all_the_same(tmp_path):
+    async with engine(tmp_path, workers=("cpu:0",)) as (made, pool):
+        pool.hold()
+        job = await made.submit(request(png(1)))
+        (tmp_path / "inputs" / job.id / "strange").mkdir()
+        pool.release()
+        assert (await made.wait(job.id, 10)).state is State.SUCCEEDED
+        (tmp_path / "inputs" / job.id / "strange").rmdir()
+
+
+async def test_inputs_of_an_ended_job_that_a_crash_left_are_swept_at_the_next_start(tmp_path):
+    async with engine(tmp_path) as (made, _):
+        job = await made.wait((await made.submit(request(png(1)))).id, 10)
+        await until(lambda: not any((tmp_path / "inputs").iterdir()))
+        await asyncio.to_thread(made._keeper.files.put_input, job.id, 0, "image", "png", png(1))
+    async with engine(tmp_path) as (made, _):
+        assert not any((tmp_path / "inputs").iterdir())
+        assert (await made.result(job.id)).data.exists()
+
+
+async def test_an_answer_that_the_store_cannot_keep_fails_its_job_instead_of_leaving_it_running(tmp_path):
+    async with engine(tmp_path, workers=("cpu:0",)) as (made, pool):
+        pool.hold()
+        job = await made.submit(request(png(1)))
+        await until(lambda: pool.workers["cpu:0"].held)
+        batch = pool.workers["cpu:0"].held.pop()
+        answer = Finished(job.id, 3, "png", 16, 12, facts={"what": object()})
+        for message in (ItemsDone(batch.batch, (answer,)), BatchDone(batch.batch, 0.1)):
+            pool.say("cpu:0", message)
+        assert (await made.wait(job.id, 10)).state is State.FAILED
+        assert job.error.code == "internal_error" and job.result is None
+        assert made._keeper.jobs.load(job.id).error == job.error
+        assert made.arena.spans == 0 and made.admission.jobs == 0
+
+
+async def test_a_result_in_a_format_that_no_file_can_have_fails_its_job(tmp_path):
+    async with engine(tmp_path, workers=("cpu:0",)) as (made, pool):
+        pool.hold()
+        job = await made.submit(request(png(1)))
+        await until(lambda: pool.workers["cpu:0"].held)
+        batch = pool.workers["cpu:0"].held.pop()
+        pool.say("cpu:0", ItemsDone(batch.batch, (Finished(job.id, 3, "../x", 16, 12),)))
+        assert (await made.wait(job.id, 10)).error.code == "internal_error"
+        pool.say("cpu:0", BatchDone(batch.batch, 0.1))
+
+
+async def test_jobs_stored_for_a_model_that_has_changed_since_do_not_keep_the_server_from_starting(tmp_path):
+    models = tmp_path / "models"
+    models.mkdir()
+    stub = (TEST_MODELS / "stub.toml").read_text()
+    (models / "stub.toml").write_text(stub)
+    async with engine(tmp_path / "o", boots=False, models_folder=models) as (made, _):
+        job = await made.submit(request(png(1)))
+    (models / "stub.toml").write_text(stub + '\n[params.added]\ntype = "int"\nrequired = true\ngroup = true\n')
+    async with engine(tmp_path / "o", models_folder=models) as (made, _):
+        ended = await made.wait(job.id, 10)
+        assert ended.state is State.FAILED
+        assert ended.error.code == "invalid_parameter" and "added" in ended.error.message
+    (models / "stub.toml").write_text(stub)
+    async with engine(tmp_path / "o", boots=False, models_folder=models) as (made, _):
+        job = await made.submit(request(png(2)))
+    (models / "stub.toml").write_text(stub + '\n[params.added]\ntype = "int"\ndefault = 3\ngroup = true\n')
+    async with engine(tmp_path / "o", models_folder=models) as (made, _):
+        ended = await made.wait(job.id, 10)
+        assert ended.state is State.SUCCEEDED, "a parameter with a default is filled in"
+
+
+async def test_a_second_signal_does_not_wait_for_a_disk_that_is_full(tmp_path, monkeypatch):
+    async with engine(tmp_path, workers=("cpu:0",)) as (made, _):
+
+        def full(*_):
+            raise errors.StorageFull("the disk is full")
+
+        monkeypatch.setattr(made._keeper.files, "put_result", full)
+        job = await made.submit(request(png(1)))
+        await until(lambda: made._keeper.disk_full)
+        made.drain()
+        made.hurry()
+        await asyncio.wait_for(made.stop(grace=3600), 30)
+        assert job.state is State.RUNNING
+    async with engine(tmp_path) as (made, _):
+        assert (await made.wait(job.id, 10)).state is State.SUCCEEDED
+
+
+async def test_shared_memory_that_a_permit_took_for_a_durable_job_is_given_back(tmp_path):
+    async with engine(tmp_path) as (made, _):
+        permit = made.admit(1000)
+        permit.buffer[:3] = b"abc"
+        job = await made.submit(request(png(1)), permit)
+        await made.wait(job.id, 10)
+        assert made.arena.spans == 0
+
+
+async def test_the_disk_is_not_asked_on_the_event_loop(tmp_path, monkeypatch):
+    asked: list[threading.Thread] = []
+    async with engine(tmp_path) as (made, _):
+        real = made._keeper.files.room
+        monkeypatch.setattr(
+            made._keeper.files, "room", lambda extra=0: (asked.append(threading.current_thread()), real(extra))
+        )
+        await made.submit(request(png(1)))
+    assert asked and threading.main_thread() not in asked
+
+
+async def test_who_waits_for_a_job_that_waits_is_let_go_when_the_server_begins_to_stop(tmp_path):
+    async with engine(tmp_path, workers=("cpu:0",)) as (made, pool):
+        pool.hold()
+        running = await made.submit(request(png(1)))
+        await until(lambda: running.state is State.RUNNING)
+        queued = await made.submit(request(png(2, 64, 64)))
+
+        async def read(job):
+            return [event.data["state"] async for event in made.events(job.id) if event.kind == "state"]
+
+        waiting = asyncio.create_task(made.wait(queued.id, 3600))
+        streams = [asyncio.create_task(read(job)) for job in (running, queued)]
+        await until(lambda: len(made.watched) == 2)
+        made.drain()
+        assert (await asyncio.wait_for(waiting, 10)).state is State.QUEUED
+        assert await asyncio.wait_for(streams[1], 10) == ["queued"]
+        assert await asyncio.wait_for(read(queued), 10) == ["queued"], "also one who comes later"
+        pool.release()
+        assert await streams[0] == ["queued", "running", "succeeded"]
+        assert not made.watched
+
+
+async def test_a_long_stream_of_progress_does_not_make_a_reader_miss_a_state(tmp_path):
+    async with engine(tmp_path, workers=("cpu:0",)) as (made, pool):
+        pool.hold()
+        job = await made.submit(request(png(1)))
+        await until(lambda: job.state is State.RUNNING)
+        made.register.live[job.id].event_feed()
+        for step in range(2 * KEPT):
+            pool.say("cpu:0", JobProgress(job.id, step / (2 * KEPT)))
+        pool.release()
+        events = [event async for event in made.events(job.id)]
+        assert [event.data["state"] for event in events if event.kind == "state"] == ["queued", "running", "succeeded"]
+        assert len(events) <= KEPT + 2

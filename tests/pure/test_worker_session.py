@@ -1,0 +1,183 @@
+"""A worker's session without its process: one channel, one arena, models that do what the tests tell them."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import weakref
+from dataclasses import replace
+from multiprocessing import Pipe
+
+import numpy as np
+import pytest
+import torch
+from engine_kit import STUB, png
+
+from core.header import read_header
+from core.request import ImagePart, OutputFormat
+from models.base import Adapter, Output
+from workers import session as session_module
+from workers.arena import Arena
+from workers.channel import Frames, WorkerEnd
+from workers.messages import BatchDidNotFit, BatchDone, Boot, ItemsDone, RunBatch, RunItem
+from workers.session import Session
+
+
+class Model(Adapter):
+    def run(self, items):
+        return [Output(np.full_like(item.image, 7)) for item in items]
+
+
+class Bench:
+    """A session whose device loop the test turns by hand."""
+
+    def __init__(self, tmp_path, model=Model, **spec):
+        torch.set_num_threads(1)
+        self.arena = Arena(64 << 20)
+        requests, _ = Pipe(duplex=False)
+        self.results, results = Pipe(duplex=False)
+        self.spec = replace(STUB, adapter="tests:none", preload=False, **spec)
+        boot = Boot("cpu:0", 1, "cpu", "", 1, 1, (), (self.spec,), str(tmp_path), self.arena.size, warm_up=False)
+        self.session = Session(boot, WorkerEnd(requests, results), os.dup(self.arena.fd))
+        self.session._device = torch.device("cpu")
+        self.session._adapter = lambda _: self.adapter
+        self.adapter = model({}, torch.device("cpu"))
+        self.session._adapters["stub"] = self.adapter
+        self.frames = Frames()
+
+    def item(self, job, data=None):
+        data = data if data is not None else png()
+        named = data if isinstance(data, str) else self._span(data)
+        part = ImagePart("image", named, read_header(png()), 1)
+        return RunItem(job, (part,), self.spec.check_params({}), OutputFormat(), self.arena.take(1 << 20))
+
+    def _span(self, data):
+        span = self.arena.take(len(data))
+        self.arena.view(span)[:] = data
+        return span
+
+    def run(self, *items):
+        """The batch's messages up to its end."""
+        self.session._compute(self.session._prepare(RunBatch(1, "stub", items)))
+        said = []
+        while not (said and isinstance(said[-1], BatchDone | BatchDidNotFit)):
+            said += self.frames.feed(os.read(self.results.fileno(), 1 << 18))
+        return said
+
+    def answers(self, *items):
+        said = self.run(*items)
+        return {done.job: done for message in said if isinstance(message, ItemsDone) for done in message.items}
+
+
+def test_memory_is_freed_after_what_filled_it_is_gone(tmp_path, monkeypatch):
+    left = []
+
+    class Greedy(Adapter):
+        def run(self, items):
+            tensor = torch.zeros(8)
+            left.append(weakref.ref(tensor))
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB. GPU 0 has ...")
+
+    bench = Bench(tmp_path, Greedy)
+    alive = []
+    monkeypatch.setattr(bench.session, "_free_memory", lambda: alive.append(left[0]() is not None))
+    (told,) = bench.run(bench.item("a"), bench.item("b"))
+    assert isinstance(told, BatchDidNotFit) and alive == [False]
+    assert "allocate 3.00 GiB" in told.message, "the scheduler tells how much was lacking"
+
+
+@pytest.mark.parametrize("words", ["CUDA error: out of memory", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when ..."])
+def test_a_library_that_has_no_memory_is_understood_too(tmp_path, words):
+    class Library(Adapter):
+        def run(self, items):
+            raise RuntimeError(words)
+
+    bench = Bench(tmp_path, Library)
+    assert isinstance(bench.run(bench.item("a"))[-1], BatchDidNotFit)
+
+
+def test_a_raw_job_whose_stored_input_is_gone_fails_alone(tmp_path):
+    class Echo(Adapter):
+        def run(self, items):
+            return [Output(data=item.data) for item in items]
+
+    bench = Bench(tmp_path, Echo, raw=True)
+    answers = bench.answers(bench.item("good"), bench.item("bad", "inputs/gone.png"))
+    assert answers["bad"].error.code == "invalid_image" and answers["good"].error is None
+    assert str(tmp_path) not in answers["bad"].error.message
+
+
+def test_facts_leave_the_process_as_plain_data_or_not_at_all(tmp_path):
+    class Talker(Adapter):
+        def run(self, items):
+            facts = [{"seed": np.int64(7), "scores": np.array([1.0, 2.0])}, {"what": object()}]
+            return [Output(np.full_like(item.image, 7), facts=fact) for item, fact in zip(items, facts, strict=True)]
+
+    bench = Bench(tmp_path, Talker)
+    answers = bench.answers(bench.item("a"), bench.item("b"))
+    assert answers["a"].facts == {"seed": 7, "scores": [1.0, 2.0]} and type(answers["a"].facts["seed"]) is int
+    assert answers["b"].error.code == "bad_output"
+
+
+def test_a_cancel_that_comes_while_a_batch_is_forgotten_disturbs_nothing(tmp_path):
+    bench = Bench(tmp_path)
+    stop = threading.Event()
+
+    def cancel():
+        number = 0
+        while not stop.is_set():
+            number += 1
+            bench.session._dropped.add((2, f"job{number % 5000}"))
+
+    switch = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    thread = threading.Thread(target=cancel)
+    thread.start()
+    try:
+        for _ in range(300):
+            bench.session._forget(RunBatch(1, "stub", ()))
+    finally:
+        stop.set()
+        thread.join()
+        sys.setswitchinterval(switch)
+    bench.session._forget(RunBatch(2, "stub", ()))
+    assert not bench.session._dropped
+
+
+def test_a_model_that_cannot_load_is_tried_once_for_the_whole_batch(tmp_path):
+    bench, tries = Bench(tmp_path), []
+
+    def load(spec):
+        tries.append(spec.name)
+        raise OSError("no weights")
+
+    bench.session._adapters.clear()
+    bench.session._adapter = load
+    answers = bench.answers(*(bench.item(job) for job in "abc"))
+    assert {answer.error.code for answer in answers.values()} == {"model_failed"} and tries == ["stub"]
+
+
+@pytest.mark.parametrize("broken", [True, False])
+def test_a_device_that_answers_every_call_with_an_error_ends_its_process(tmp_path, monkeypatch, broken):
+    class Faulty(Adapter):
+        def run(self, items):
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    def synchronize(_):
+        if broken:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    def ends(code):
+        raise SystemExit(code)
+
+    bench = Bench(tmp_path, Faulty)
+    bench.session._device = torch.device("cuda:0")
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    monkeypatch.setattr(session_module.os, "_exit", ends)
+    if broken:
+        with pytest.raises(SystemExit) as left:
+            bench.run(bench.item("a"))
+        assert left.value.code
+    else:
+        assert bench.answers(bench.item("a"))["a"].error.code == "model_failed"
