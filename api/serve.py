@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -34,7 +35,10 @@ def serve(settings: Settings) -> int:
         print(f"imagepool: {fault}", file=sys.stderr)
         return 2
     server = Server(uvicorn_config(settings, app), engine)
-    server.run()
+    try:
+        server.run()
+    except SystemExit:  # uvicorn's own word; what keeps it from starting is in the log
+        return 2
     return 0 if server.started else 2
 
 
@@ -71,3 +75,9 @@ class Server(uvicorn.Server):
         asyncio.get_event_loop().call_soon_threadsafe(tell)
         self.force_exit = self.should_exit
         self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Also in a hurry the engine ends in good order, which uvicorn would leave out."""
+        await super().shutdown(sockets)
+        if self.force_exit:
+            await self.lifespan.shutdown()

@@ -2,9 +2,9 @@
 
     python -m bench.recovery [--kills 100] [--quick]
 
-Three workers under load of durable jobs. A random worker is killed again and again, and with every tenth kill the master
-itself, which is then started on the same folder. In the end every job whose 202 was sent must have succeeded. Times are
-read from the jobs' own histories. Writes bench/results/recovery.json and recovery.png.
+Three workers under load of durable jobs. A random worker is killed again and again, and with every tenth kill the
+master itself, which is then started on the same folder. In the end every job whose 202 was sent must have succeeded.
+Times are read from the jobs' own histories. Writes bench/results/recovery.json and recovery.png.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ import signal
 import tempfile
 import time
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
+from PIL import Image
 from rich.progress import Progress
 
 from bench.common import machine_facts, photograph, write_result
@@ -90,8 +92,6 @@ async def collect(server: Server, told: Told) -> None:
 
 def measure(kills: int) -> Told:
     told, body = Told(), io.BytesIO()
-    from PIL import Image
-
     Image.fromarray(photograph(64)).save(body, "PNG")
     lives = max(1, round(kills / MASTER_EVERY))
     flags = ("--restart-backoff", "100ms")
@@ -112,7 +112,7 @@ def delays(told: Told) -> tuple[list[float], list[float]]:
     elsewhere: dict[float, float] = {}
     for job in told.jobs:
         history = job.get("history", [])
-        for move, after in zip(history, history[1:], strict=False):
+        for move, after in pairwise(history):
             if move["state"] != "queued" or "lost" not in (move["why"] or ""):
                 continue
             kill = max((at for at in told.kills if at <= move["at"]), default=None)
@@ -125,9 +125,9 @@ def delays(told: Told) -> tuple[list[float], list[float]]:
 
 def draw(noticed: list[float], elsewhere: list[float]) -> None:
     figure, axis = plot().subplots(figsize=(6, 3.2), layout="constrained")
-    for values, name, colour in ((noticed, "noticed", "#30638e"), (elsewhere, "its first job runs elsewhere", "#d1495b")):
-        ordered = sorted(values)
-        axis.step(ordered, [100 * (place + 1) / len(ordered) for place in range(len(ordered))], label=name, color=colour)
+    for values, name, colour in ((noticed, "noticed", "#30638e"), (elsewhere, "a job of it runs elsewhere", "#d1495b")):
+        shares = [100 * (place + 1) / len(values) for place in range(len(values))]
+        axis.step(sorted(values), shares, label=name, color=colour)
     axis.axvline(200, color="#666666", linestyle=":", linewidth=1, label="goal: noticed")
     axis.set_xscale("log")
     axis.set_xlabel("milliseconds after SIGKILL", fontsize=8)

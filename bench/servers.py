@@ -20,7 +20,6 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import orjson
 import psutil
@@ -123,8 +122,10 @@ def ours(
     """This server with one model, up and with every worker ready. Without `outputs`, in a folder for this time only."""
     with tempfile.TemporaryDirectory(prefix="imagepool-bench-") as passing:
         port = free_port()
-        command = (sys.executable, "server.py", "--port", str(port), "--host", "127.0.0.1", "--devices", devices,
-                   "--models-folder", models, "--models", offer, "--outputs", str(outputs or passing), *flags)  # fmt: skip
+        command = (
+            sys.executable, "server.py", "--port", str(port), "--host", "127.0.0.1", "--devices", devices,
+            "--models-folder", models, "--models", offer, "--outputs", str(outputs or passing), *flags,
+        )  # fmt: skip
         with _started("ImagePool", command, port, path, {}) as server:
             wait_until(server, server.all_ready)
             yield server

@@ -6,7 +6,7 @@ import difflib
 import math
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,10 @@ from core.ticket import Group
 ParamType = Literal["int", "float", "bool", "string", "recipe"]
 PARAM_TYPES: Mapping[str, type] = {"int": int, "float": float, "bool": bool, "string": str, "recipe": str}
 TRUE, FALSE = frozenset({"true", "1", "yes", "on"}), frozenset({"false", "0", "no", "off"})
+WORDS: Mapping[str, tuple[str, Any]] = {
+    "str": ("text", str), "int": ("a whole number", int), "float": ("a number", (int, float)),
+    "bool": ("true or false", bool),
+}  # fmt: skip
 REFERENCE_PIXELS = 512 * 512
 MAX_TEXT = 8_192
 
@@ -165,8 +169,11 @@ def read_spec(text: str, name: str) -> ModelSpec:
         raw = tomllib.loads(text)
     except tomllib.TOMLDecodeError as fault:
         raise ValueError(f"model '{name}': not readable as TOML: {fault}") from None
-    params = {key: _param(name, key, value) for key, value in raw.pop("params", {}).items()}
-    known = set(ModelSpec.__dataclass_fields__)
+    tables = raw.pop("params", {})
+    if not isinstance(tables, dict):
+        raise ValueError(f"model '{name}': 'params' must be tables, one per parameter: [params.seed]")
+    params = {key: _param(name, key, value) for key, value in tables.items()}
+    known = set(ModelSpec.__dataclass_fields__) - {"name"}
     for key in raw:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
@@ -174,11 +181,30 @@ def read_spec(text: str, name: str) -> ModelSpec:
     for key in ("adapter", "task"):
         if key not in raw:
             raise ValueError(f"model '{name}': the key '{key}' is missing")
-    return ModelSpec(**{"name": name, **raw, "params": params})
+    spec = ModelSpec(**{"name": name, **raw, "params": params})
+    _check(spec)
+    return spec
 
 
-def _param(model: str, name: str, raw: Mapping[str, Any]) -> Param:
+def _check(spec: ModelSpec) -> None:
+    for field_ in fields(spec):
+        word, types = WORDS.get(str(field_.type), ("", object))
+        value = getattr(spec, field_.name)
+        if not isinstance(value, types) or (isinstance(value, bool) and types not in (bool, object)):
+            raise ValueError(f"model '{spec.name}': '{field_.name}' must be {word}, not {value!r}")
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and value <= 0:
+            raise ValueError(f"model '{spec.name}': '{field_.name}' must be above 0")
+    if not all(spec.adapter.partition(":")):
+        raise ValueError(f"model '{spec.name}': 'adapter' must be module:Class, not '{spec.adapter}'")
+    scale = spec.params.get(spec.scale_param) if spec.scale_param else None
+    if spec.scale_param and (scale is None or scale.type != "int" or not (scale.required or scale.default)):
+        raise ValueError(f"model '{spec.name}': 'scale_param' must name a parameter of type int with a default")
+
+
+def _param(model: str, name: str, raw: Any) -> Param:
     known = set(Param.__dataclass_fields__) - {"name"}
+    if not (isinstance(raw, dict) and isinstance(raw.get("type"), str) and isinstance(raw.get("choices", []), list)):
+        raise ValueError(f"model '{model}': parameter '{name}' must be a table with a type (and a list of choices)")
     for key in raw:
         if key not in known:
             raise ValueError(f"model '{model}': parameter '{name}': unknown key '{key}'")
@@ -200,7 +226,11 @@ class Catalogue:
         specs: dict[str, ModelSpec] = {}
         for folder in folders:
             for file in sorted(folder.glob("*.toml")):
-                specs[file.stem] = read_spec(file.read_text(encoding="utf-8"), file.stem)
+                try:
+                    text = file.read_text(encoding="utf-8")
+                except (OSError, UnicodeDecodeError) as fault:
+                    raise ValueError(f"model '{file.stem}': its file cannot be read ({type(fault).__name__})") from None
+                specs[file.stem] = read_spec(text, file.stem)
         missing = [name for name in only if name not in specs]
         if missing:
             raise ValueError(f"no model file for: {', '.join(missing)} (there are: {', '.join(sorted(specs))})")

@@ -50,7 +50,10 @@ def build(settings: Settings, make_pool: PoolMaker | None = None) -> Engine:
     lock = FolderLock(settings.outputs)
     files = FileStore(settings.outputs, min_free=settings.min_free_disk)
     jobs = JobStore(settings.outputs / "jobs.sqlite")
-    arena = Arena(settings.arena_bytes)
+    try:
+        arena = Arena(settings.arena_bytes)
+    except OSError as fault:
+        raise ValueError(f"arena_bytes: so much address space cannot be had ({fault.strerror}); set less") from None
     pool = make_pool(plans, catalogue, arena) if make_pool else real_pool(settings, plans, catalogue, arena)
     return Engine(
         settings=settings,

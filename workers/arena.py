@@ -56,7 +56,7 @@ class ArenaView:
         return self._view[span.offset : span.offset + span.capacity]
 
     def close(self) -> None:
-        """Unmap. Views that somebody still holds keep the mapping alive until they go. A second time changes nothing."""
+        """Unmap, once. Views that somebody still holds keep the mapping alive until they go."""
         if self.fd < 0:
             return
         self._view.release()

@@ -38,7 +38,8 @@ def _received(duplicate: Any) -> SharedFd:
 def child_main(boot: Boot, requests: Connection, results: Connection, arena: SharedFd) -> None:
     """Entry of the spawned process: settle in, load, run batches until told to stop or the master is gone."""
     die_with_master()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the master decides
+    for meant_for_master in (signal.SIGINT, signal.SIGHUP):  # a terminal sends them to the whole group
+        signal.signal(meant_for_master, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     settle(boot)
     keep_heap()
