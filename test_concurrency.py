@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import importlib.util
 import io
 import json
 import os
@@ -392,8 +393,10 @@ async def system_status(client: httpx.AsyncClient) -> dict[str, Any]:
     try:
         status: dict[str, Any] = (await client.get("/system/status")).raise_for_status().json()
         return status
-    except (httpx.HTTPError, ValueError):
-        raise Stopped("Cannot get system status") from None
+    except httpx.HTTPStatusError as fault:
+        raise Stopped(f"Cannot get system status: {complaint(fault.response)}") from None
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError):
+        raise Stopped(f"Cannot get system status: is the server running at {client.base_url}? (--url)") from None
 
 
 async def choose_api(client: httpx.AsyncClient, options: argparse.Namespace) -> Api:
@@ -475,7 +478,10 @@ def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--plot", type=Path, metavar="FILE", help="draw the latencies into this PNG (needs matplotlib)")
     add("--keep", type=Path, metavar="DIR", help="keep inputs and results in this folder")
     add("--json", action="store_true", help="print the report as JSON on stdout, the rest on stderr")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.plot and importlib.util.find_spec("matplotlib") is None:
+        parser.error("--plot needs matplotlib: pip install matplotlib")
+    return options
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -17,7 +17,8 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
+from starlette.routing import Match
 from starlette.types import ASGIApp, Lifespan, Receive, Scope, Send
 
 from api import jobs, openapi, system
@@ -89,15 +90,18 @@ def create_api(
     )
     api.include_router(system.router(engine, engine.render_metrics))
     wardrobe.hang(("/health/",), problem)
-    wanted = settings.dialects or ("jobs", *DIALECTS)
+    there = [name for name in DIALECTS if importlib.util.find_spec(f"api.{name}") is not None]
+    wanted = settings.dialects or ("jobs", *there)
     for name in wanted:
-        if name not in ("jobs", *DIALECTS):
-            raise ValueError(f"there is no dialect '{name}'; there are: jobs, {', '.join(DIALECTS)}")
+        if name not in ("jobs", *there):
+            raise ValueError(f"there is no dialect '{name}'; there are: jobs, {', '.join(there)}")
     if "jobs" in wanted:
         api.include_router(jobs.router(engine, settings))
-    for name in DIALECTS:
-        if name in wanted and importlib.util.find_spec(f"api.{name}") is not None:
+    for name in there:
+        if name in wanted:
             _include(api, importlib.import_module(f"api.{name}"), engine, settings, wardrobe)
+    if settings.docs:  # whoever opens the address in a browser
+        api.add_route("/", lambda _: RedirectResponse("/docs"), include_in_schema=False)
     _handle_errors(api, wardrobe)
     api.openapi = lambda: openapi.describe(api, settings)  # type: ignore[method-assign]
     return api
@@ -107,6 +111,14 @@ def _include(api: FastAPI, dialect: Any, engine: Engine, settings: Settings, war
     api.include_router(dialect.router(engine, settings))
     if hasattr(dialect, "dress"):
         wardrobe.hang(dialect.PREFIXES, dialect.dress)
+
+
+def methods_at(api: FastAPI, scope: Scope) -> list[str]:
+    """The methods that are served at a path. (The framework tells those of one route, of several at the path.)"""
+    return [
+        method for method in ("GET", "POST", "PUT", "DELETE")
+        if any(route.matches({**scope, "method": method})[0] is Match.FULL for route in api.routes)
+    ]  # fmt: skip
 
 
 def _handle_errors(api: FastAPI, wardrobe: Wardrobe) -> None:
@@ -120,6 +132,8 @@ def _handle_errors(api: FastAPI, wardrobe: Wardrobe) -> None:
     @api.exception_handler(HTTPException)
     async def frameworks(request: Request, fault: HTTPException) -> Response:
         cause = fault.__cause__  # the framework wraps what the door raised while a body was read
+        if fault.status_code == 405:
+            fault = HTTPException(405, headers={"Allow": ", ".join(methods_at(api, request.scope))})
         return dressed(request, cause if isinstance(cause, ImagePoolError) else from_http(fault))
 
     @api.exception_handler(RequestValidationError)

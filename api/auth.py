@@ -84,8 +84,11 @@ class Keys:
         self._stamp: tuple[int, int] | None = None
         self._next_look = 0.0
         if path is not None:
-            self._stamp = self._look()
-            self._keys = read_keys(path.read_text(encoding="utf-8"))
+            try:
+                self._stamp = self._look()
+                self._keys = read_keys(path.read_text(encoding="utf-8"))
+            except OSError as fault:
+                raise ValueError(f"the keys file {path} cannot be read: {fault.strerror}") from None
             self._next_look = clock() + RELOAD_EVERY
 
     @property

@@ -139,7 +139,7 @@ def problem(error: ImagePoolError, request_id: str) -> tuple[int, dict[str, Any]
         ]
     elif "parameter" in error.details:
         body["errors"] = [{"parameter": error.details["parameter"], "message": error.message}]
-    return status, {**error.details, **body}
+    return status, body | {name: told for name, told in error.details.items() if name not in body}
 
 
 def headers_of(error: ImagePoolError, status: int) -> dict[str, str]:

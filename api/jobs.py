@@ -163,7 +163,7 @@ def router(engine: Engine, settings: Settings, keepalive: float = 15.0) -> APIRo
         headers = {"location": f"/jobs/{job.id}"} | ({"preference-applied": applied} if applied else {})
         return told(job, 200 if job.state.ended else 202, headers)
 
-    @api.get("/jobs", **openapi.answers("JobPage", 200))
+    @api.get("/jobs", **openapi.answers("JobPage", 200, 404))
     async def page(
         request: Request,
         state: State | None = None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import signal
 import socket
 import sys
@@ -23,12 +24,16 @@ from engine.build import build
 from engine.engine import Engine
 from engine.startup import show_startup
 
+log = logging.getLogger("imagepool.serve")
+
 
 def serve(settings: Settings) -> int:
     """Serve until stopped. 0, or 2 when the server cannot start (with one sentence on stderr)."""
     keep_heap()
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there are workers to replace
     logs.set_up(settings.log_level, settings.log_format)
     try:
+        door = take_port(settings)
         engine = build(settings)
         app = create_app(engine, settings, lifespan=lambda _: life(engine))
     except (ValueError, ImagePoolError) as fault:
@@ -36,10 +41,25 @@ def serve(settings: Settings) -> int:
         return 2
     server = Server(uvicorn_config(settings, app), engine)
     try:
-        server.run()
+        server.run([door])
     except SystemExit:  # uvicorn's own word; what keeps it from starting is in the log
         return 2
     return 0 if server.started else 2
+
+
+def take_port(settings: Settings) -> socket.socket:
+    """The socket to listen on, taken before a worker is started. Raises ValueError with a sentence."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
+        door = socket.socket(family, kind)
+        door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        door.bind(address)
+    except OSError as fault:
+        raise ValueError(
+            f"port {settings.port} of {settings.host} cannot be taken: {(fault.strerror or str(fault)).lower()}; "
+            "stop who has it (perhaps a server that runs), or set --port and --host"
+        ) from None
+    return door
 
 
 @asynccontextmanager
@@ -69,10 +89,18 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._engine = engine
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Says where it listens, once it does; uvicorn is silent about sockets that were taken for it."""
+        await super().startup(sockets)
+        for door in sockets or ():
+            host, port = door.getsockname()[:2]
+            log.info("Listening on http://%s:%d (Ctrl-C stops)", f"[{host}]" if ":" in host else host, port)
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Unlike uvicorn's own, the process ends with 0 after a signal that it has obeyed."""
-        tell = self._engine.hurry if self.should_exit else self._engine.drain
-        asyncio.get_event_loop().call_soon_threadsafe(tell)
+        if self.started:  # before that there is nobody to tell
+            tell = self._engine.hurry if self.should_exit else self._engine.drain
+            asyncio.get_event_loop().call_soon_threadsafe(tell)
         self.force_exit = self.should_exit
         self.should_exit = True
 

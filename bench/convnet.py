@@ -33,7 +33,8 @@ def build() -> Net:
 def forward(net: Net, images: np.ndarray) -> np.ndarray:
     """uint8 N x H x W x 3 to the same; H and W are multiples of 4."""
     batch = torch.from_numpy(images).permute(0, 3, 1, 2).float().div_(255)
-    return net(batch).mul_(255).round_().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+    result: np.ndarray = net(batch).mul_(255).round_().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+    return result
 
 
 class ConvNet(Adapter):
@@ -46,4 +47,5 @@ class ConvNet(Adapter):
         forward(self.net, np.zeros((1, 512, 512, 3), np.uint8))
 
     def run(self, items: Sequence[Item]) -> list[Output]:
-        return [Output(image) for image in forward(self.net, np.stack([item.image for item in items]))]
+        images = np.stack([item.image for item in items if item.image is not None])
+        return [Output(image) for image in forward(self.net, images)]

@@ -2,9 +2,10 @@
 
     python -m bench.hot_path [--runs 5] [--seconds 4] [--quick] [--write-docs]
 
-Each stage is timed alone with the real objects, batches of eight, in one thread; then a real server's master is measured
-under the full load (64 connections). What the stages do not explain is the event loop, the network stack's own work and
-caches that others emptied. Writes bench/results/hot_path.json and hot_path.png; --write-docs fills docs/performance.md.
+Each stage is timed alone with the real objects, batches of eight, in one thread; then a real server's master is
+measured under the full load (64 connections). What the stages do not explain is the event loop, the network stack's own
+work and caches that others emptied. Writes bench/results/hot_path.json and hot_path.png; --write-docs fills
+docs/performance.md.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ import os
 import socket
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +30,14 @@ from api.protocol import uvicorn_config
 from bench import report
 from bench.common import machine_facts, write_result
 from bench.runs import load, noise_png, parser, plot, print_tables, save, show, spread, table
-from bench.servers import ours
+from bench.servers import ROOT, ours
 from core.header import read_header
 from core.request import ImagePart, ImageRequest, Span
 from core.settings import Settings
 from core.ticket import Group, Ticket
 from engine.build import build
 from engine.engine import Engine
+from scheduler.commands import Command, Dispatch
 from scheduler.events import BatchEnded, ItemEnded, Submitted, WorkerReady
 from scheduler.scheduler import Scheduler
 from workers.arena import Arena
@@ -42,6 +46,7 @@ from workers.contract import PoolEvent, Said, WorkerUp, WorkerView
 from workers.messages import BatchDone, Finished, ItemsDone, RunBatch, RunItem, ToWorker
 
 BATCH = 8
+FLOW = 64
 READ = 256_000  # what uvloop reads at once
 Stage = Callable[[], Awaitable[float]]
 
@@ -65,7 +70,7 @@ class InstantPool:
 
     def kill(self, worker: str, incarnation: int, why: str) -> None: ...
 
-    def roll(self) -> None: ...
+    def retire(self, worker: str, incarnation: int) -> None: ...
 
     async def stop(self, grace: float) -> None: ...
 
@@ -142,13 +147,30 @@ class Bench:
     async def app_whole(self) -> float:
         return await each_async(lambda: self.of_eight(self.whole_app), self.count, BATCH)
 
-    async def fill(self) -> float:
-        arena = Arena(64 << 20)
+    def bodies(self, flow: int = FLOW) -> Iterator[bytes]:
+        """As many bodies as are on their way at once, again and again: no cache holds 64 of them."""
+        return cycle([bytes(bytearray(self.body)) for _ in range(flow)])
+
+    async def fill(self, flow: int) -> float:
+        arena = Arena(128 << 20)
+        held = deque(arena.take(len(self.body)) for _ in range(flow))
+        bodies = self.bodies(flow)
 
         def work() -> None:
-            span = arena.take(len(self.body))
-            arena.view(span)[:] = self.body
-            arena.give(span)
+            arena.give(held.popleft())
+            held.append(arena.take(len(self.body)))
+            arena.view(held[-1])[:] = next(bodies)
+
+        return each(work, self.count)
+
+    async def hand_over(self) -> float:
+        """uvloop reads into a buffer of its own and hands out bytes: one more copy."""
+        bodies = self.bodies()
+
+        def work() -> None:
+            body = memoryview(next(bodies))
+            for at in range(0, len(body), READ):
+                bytes(body[at : at + READ])
 
         return each(work, self.count)
 
@@ -159,12 +181,13 @@ class Bench:
 
         def work() -> None:
             nonlocal number, now
-            sent = []
+            sent: list[Command] = []
             for _ in range(BATCH):
                 number, now = number + 1, now + 1e-4
                 sent += scheduler.handle(Submitted(Ticket(str(number), group, deadline=now + 300)), now)
             while sent:
                 dispatch = sent.pop(0)
+                assert isinstance(dispatch, Dispatch)
                 now += 0.009
                 for ticket in dispatch.tickets:
                     scheduler.handle(ItemEnded("cpu:0", 1, dispatch.batch, ticket.id), now)
@@ -209,7 +232,7 @@ class Bench:
         async def work() -> None:
             for piece in pieces:
                 connection.data_received(piece)
-            while not connection.cycle.response_complete:
+            while not connection.cycle.response_complete:  # noqa: ASYNC110
                 await asyncio.sleep(0)
 
         found = await each_async(work, self.count)
@@ -225,10 +248,11 @@ class Bench:
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
             end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
         sent = received = 0.0
+        bodies = self.bodies()
         with left, right:
             for _ in range(self.count):
                 start = time.thread_time()
-                left.sendall(self.body)
+                left.sendall(next(bodies))
                 middle = time.thread_time()
                 size = 0
                 while size < len(self.body):
@@ -238,13 +262,13 @@ class Bench:
 
     async def stages(self) -> dict[str, float]:
         received, sent = await self.kernel()
-        whole, engine, fill = await self.app_whole(), await self.engine_whole(), await self.fill()
-        scheduler = await self.scheduler()
+        whole, engine, scheduler = await self.app_whole(), await self.engine_whole(), await self.scheduler()
         return {
             "kernel: the body comes in": received,
+            "event loop: the body is handed out as bytes": await self.hand_over(),
             "protocol: head, body, task, answer's head": await self.protocol(),
-            "copy into shared memory": fill,
-            "door and dialect: ids, limits, options, image header": max(0.0, whole - engine - fill),
+            "copy into shared memory": await self.fill(FLOW),
+            "door and dialect: ids, limits, options, image header": max(0.0, whole - engine - await self.fill(BATCH)),
             "engine: admission, memory, job, states, metrics": max(0.0, engine - scheduler),
             "scheduler": scheduler,
             "messages to and from the worker": await self.messages(),
@@ -283,7 +307,7 @@ async def swallow(_: Any, receive: Any, send: Any) -> None:
 
 async def take_apart(runs: int, count: int, tick: Callable[[], None]) -> list[dict[str, float]]:
     with tempfile.TemporaryDirectory(prefix="imagepool-bench-") as outputs:
-        folder = Path(__file__).resolve().parent.parent / "models" / "repository_test"
+        folder = ROOT / "models" / "repository_test"
         settings = Settings(outputs=Path(outputs), models_folder=folder, models=("echo",), devices="cpu:1")
         engine = build(settings, lambda *_: InstantPool())
         await engine.start()

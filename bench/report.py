@@ -20,7 +20,7 @@ from bench.common import RESULTS
 from bench.servers import ROOT
 
 PAGE = ROOT / "docs" / "performance.md"
-ORDER = ("overhead", "image", "hot_path", "recovery", "idle", "memory")
+ORDER = ("overhead", "image", "scheduler", "hot_path", "recovery", "idle", "memory")
 Result = Mapping[str, Any]
 
 
@@ -74,7 +74,8 @@ def fill(page: str, parts: Mapping[str, str]) -> str:
     """The page with every marked part replaced. A part that the page has no marks for is left out."""
     for name, text in parts.items():
         mark = re.compile(f"(<!-- {name} -->).*?(<!-- /{name} -->)", re.DOTALL)
-        page = mark.sub(lambda found, text=text: f"{found[1]}\n{text}\n{found[2]}", page)
+        text = text.replace("\\", "\\\\")  # as it stands, whatever `sub` would read into it
+        page = mark.sub(f"\\1\n{text}\n\\2", page)
     return page
 
 

@@ -25,6 +25,8 @@ from rich.progress import Progress
 from rich.table import Table
 
 from bench.common import RESULTS, machine_facts, write_result
+from bench.runs import goal, spread, table
+from bench.runs import show as show_spread
 from core.request import Priority
 from core.ticket import Group, Ticket
 from scheduler.commands import Dispatch
@@ -219,6 +221,30 @@ def show(console: Console, cost: dict[tuple[int, int], list[float]], simulations
     console.print(table)
 
 
+def goals(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What the project asks of the scheduler, and what was measured; ratios are taken within a round."""
+    cost = {(row["devices"], row["queued"]): row["cpu_us_per_event"] for row in rows}
+    slowest = max(cost, key=lambda case: statistics.median(cost[case]))
+    rate = spread(1e6 / value for value in cost[slowest])
+    longest = max(queued for devices, queued in cost if devices == 1)
+    queue = spread(a / b for a, b in zip(cost[1, longest], cost[BASE], strict=True))
+    devices = spread(a / b for a, b in zip(cost[1_000, 1_000], cost[BASE], strict=True))
+    return [
+        goal("W5 events a second on one core, the slowest case", "≥ 50,000", rate, rate["median"] >= 5e4, "{:,.0f}"),
+        goal(f"W5 cost of an event, {longest:,} queued against 1,000", "≤ 1.5x", queue, queue["median"] <= 1.5,
+             unit="x"),
+        goal("W5 cost of an event, 1,000 devices against one", "≤ 2x", devices, devices["median"] <= 2, unit="x"),
+    ]  # fmt: skip
+
+
+def tables(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [table("W5, cost of an event", ["devices", "queued", "CPU µs", "events/s"], (
+        [f"{row['devices']:,}", f"{row['queued']:,}", show_spread(spread(row["cpu_us_per_event"])),
+         f"{row['events_per_second']:,.0f}"]
+        for row in sorted(rows, key=lambda row: (row["devices"], row["queued"]))
+    ))]  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="shorter queues and fewer events: a minute")
@@ -241,6 +267,7 @@ def main() -> None:
              "ratio_to_base": statistics.median(a / b for a, b in zip(values, cost[BASE], strict=True))}
             for (devices, queued), values in cost.items()]
     result = {"unit": "CPU time of one core", "rounds": given.rounds, "quick": given.quick, "base": BASE,
+              "goals": goals(rows), "tables": tables(rows),
               "bytes_per_ticket": size, "cost": rows, "simulations": simulations}
     console.print(f"written: {write_result('scheduler', machine_facts(), result).name}, scheduler.png")
     draw(cost, simulations)

@@ -12,8 +12,10 @@ from typing import Any, NoReturn
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from core import VERSION
 from core.units import Form
 
+DOCTOR = "doctor"  # the one word beside flags; `server.py` acts on it
 _SERVICE_LINK = re.compile(r"imagepool_(service_(host|port)|port_[0-9]+_(tcp|udp)).*", re.IGNORECASE)
 
 
@@ -64,7 +66,9 @@ def read(model: type[BaseModel], argv: Sequence[str], prefix: str) -> dict[str, 
     known, unknown = parser.parse_known_args(list(argv))
     if unknown:
         word = unknown[0].partition("=")[0]
-        parser.error(f"there is no flag '{word[:64]}'{_near(word, (row.flag for row in rows(model)))}")
+        if word == DOCTOR:
+            parser.error(f"'{DOCTOR}' must be the first word: python server.py {DOCTOR} [flags]")
+        parser.error(f"there is no flag '{word[:64]}'{_near(word, (DOCTOR, *(row.flag for row in rows(model))))}")
     return vars(known)
 
 
@@ -137,6 +141,7 @@ def _parser(model: type[BaseModel], prefix: str) -> argparse.ArgumentParser:
         allow_abbrev=False,
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=34, width=118),
     )
+    parser.add_argument("--version", action="version", version=f"imagepool {VERSION}")
     groups: dict[str, Any] = {}
     for row in rows(model):
         group = groups.setdefault(row.group, None) or parser.add_argument_group(row.group)

@@ -30,7 +30,8 @@ MAX_TEXT = 8_192
 class Param:
     """One parameter of a model. `group`: the network takes it once per batch, so it is part of the group.
 
-    A `recipe` is a prompt that must be readable by `core.recipe`. A string is at most `MAX_TEXT` characters.
+    A `recipe` is a prompt that must be readable by `core.recipe`. A string is at most `MAX_TEXT` characters. An int
+    fits 64 bits, signed or not: answers and seeds go no further.
     """
 
     name: str
@@ -57,8 +58,8 @@ class Param:
     def range_text(self) -> str:
         """The allowed range in words."""
         if self.min is not None and self.max is not None:
-            return f"from {self.min:g} to {self.max:g}"
-        return f"at least {self.min:g}" if self.min is not None else f"at most {self.max:g}"
+            return f"from {_show(self.min)} to {_show(self.max)}"
+        return f"at least {_show(self.min)}" if self.min is not None else f"at most {_show(self.max)}"
 
     def _convert(self, value: Any) -> Any:
         if self.type in ("string", "recipe"):
@@ -74,9 +75,17 @@ class Param:
             number = float(value)
             if not math.isfinite(number):
                 raise ValueError
-            return number if self.type == "float" else int(value) if float(int(value)) == number else _not_whole()
+            return number if self.type == "float" else self._whole(value, number)
         except (ValueError, OverflowError):
             raise self._refuse(f"must be {'a whole number' if self.type == 'int' else 'a number'}") from None
+
+    def _whole(self, value: Any, number: float) -> int:
+        whole = int(value)
+        if float(whole) != number:
+            raise ValueError
+        if not -(2**63) <= whole < 2**64:
+            raise self._refuse("must fit 64 bits")
+        return whole
 
     def _text(self, value: Any) -> str:
         if not isinstance(value, str):
@@ -91,8 +100,8 @@ class Param:
         return InvalidParameter(f"parameter '{self.name}' {why}", parameter=self.name)
 
 
-def _not_whole() -> int:
-    raise ValueError
+def _show(bound: float | None) -> str:
+    return str(bound) if isinstance(bound, int) else f"{bound:g}"
 
 
 @dataclass(frozen=True, slots=True)

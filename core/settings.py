@@ -91,7 +91,7 @@ class Settings(BaseSettings):
     host: str = setting("Network", "0.0.0.0", "Address to listen on.", min_length=1)
     port: Count = setting("Network", 8000, "TCP port to listen on (0: any free one).", ge=0, le=65_535)
     config: Path | None = setting("Network", None, "TOML file with settings; environment and flags go over it.")
-    dialects: Words = setting("Network", (), "Serve only these APIs (none named: all).")
+    dialects: Words = setting("Network", (), "Serve only these APIs of jobs, i2ii, imagen (none named: all).")
     docs: bool = setting("Network", True, "Serve the interactive API description at /docs.")
     cors_origins: Words = setting("Network", (), "Web origins that browsers may call from (none named: only our own).")
     max_body: Size = setting("Network", 64 * MIB, "Largest request body.", ge=1024)

@@ -31,9 +31,11 @@ PoolMaker = Callable[[Sequence[DevicePlan], Catalogue, Arena], WorkerPool]
 
 
 def read_catalogue(settings: Settings) -> Catalogue:
-    """The models on offer. Raises ValueError with a sentence when a model file is wrong."""
-    folders = [BUILT_IN, *([settings.models_folder] if settings.models_folder else [])]
-    return Catalogue.read(folders, settings.models)
+    """The models on offer. Raises ValueError with a sentence when a model file is wrong or their folder is missing."""
+    more = settings.models_folder
+    if more is not None and not more.is_dir():
+        raise ValueError(f"--models-folder {more} is no folder; name the one that holds the model files")
+    return Catalogue.read([BUILT_IN, *([more] if more else [])], settings.models)
 
 
 def plan_devices(settings: Settings) -> list[DevicePlan]:

@@ -34,12 +34,13 @@ from core.settings import Settings
 from core.states import State
 from core.ticket import Ticket
 from engine import roll, snapshot, watch
+from engine.departures import Departures
 from engine.endings import Endings
 from engine.feed import JobEvent, past_events
 from engine.flights import Flights, Key
 from engine.keeper import Keeper, resumed
 from engine.live import Live
-from engine.metrics import Metrics, resolution_class
+from engine.metrics import Metrics
 from engine.permit import Permit, images_into_arena
 from engine.register import Register
 from engine.results import Loan, ResultBody, stored_result
@@ -93,6 +94,10 @@ class Engine:
         self.watched: Counter[str] = Counter()  # jobs by open event streams
         self._keeper, self._monitor = keeper, monitor
         self._endings = Endings(self.register, self.flights, keeper, arena, metrics, self._background)
+        patience = min(10.0, settings.hang_floor / 2)
+        self._departures = Departures(
+            self.register, self.flights, self._endings, arena, pool, metrics, self.tell, patience
+        )
         self._events: deque[Event] = deque()
         self._telling = False
         self._timer: asyncio.TimerHandle | None = None
@@ -382,7 +387,7 @@ class Engine:
     def _perform(self, command: Command) -> None:
         match command:
             case Dispatch():
-                self._dispatch(command)
+                self._departures.dispatch(command)
             case Finish(job, state, error):
                 live = self.register.live[job]
                 self._endings.without_result(live, state, live.job.error or error)
@@ -395,22 +400,6 @@ class Engine:
                 self.pool.send(worker, incarnation, Drop(batch, job))
             case Restart(worker, incarnation, why):
                 self.pool.kill(worker, incarnation, why)
-
-    def _dispatch(self, order: Dispatch) -> None:
-        lives, at = [self.register.live[ticket.id] for ticket in order.tickets], time.time()
-        for live in lives:
-            self.register.move(live, State.RUNNING, at, device=order.worker)
-        try:
-            batch = self.flights.take_off(order, lives, self._loop.time())
-        except StorageFull as fault:
-            for live in lives:  # as if the worker had answered so
-                self._events.append(ItemEnded(order.worker, order.incarnation, order.batch, live.job.id, fault.info()))
-                self._endings.without_result(live, State.FAILED, fault.info())
-            self._events.append(BatchEnded(order.worker, order.incarnation, order.batch, 0.0))
-            return
-        group = order.tickets[0].group
-        self.metrics.batch_dispatched(batch.model, resolution_class(group.height * group.width), len(lives))
-        self.pool.send(order.worker, order.incarnation, batch)
 
     # --- up: what workers say ---------------------------------------------------------------------------------------
 
@@ -434,6 +423,7 @@ class Engine:
                 self.tell(WorkerReady(worker, incarnation))
             case WorkerDown(worker, incarnation, cause, kind):
                 self.up.pop(worker, None)
+                self._departures.forget(worker, incarnation)
                 self.flights.crash(worker, incarnation)
                 if kind != "stopped":
                     self.metrics.restart(worker, kind)

@@ -135,8 +135,11 @@ class Keeper:
     async def recover(self) -> list[Job]:
         """Jobs that a former life of the server accepted and did not end, oldest first; leftovers are swept away."""
         jobs = await asyncio.to_thread(self.jobs.unfinished)
-        known = {id_ for id_, _, _ in await asyncio.to_thread(self.jobs.kept)}
-        await asyncio.to_thread(self.files.sweep, known, {job.id for job in jobs})
+        kept = await asyncio.to_thread(self.jobs.kept)
+        waiting = {id_ for id_, ended_at, _ in kept if ended_at is None}
+        if len(waiting) > len(jobs):
+            log.error("stored jobs cannot be read and do not run", count=len(waiting) - len(jobs))
+        await asyncio.to_thread(self.files.sweep, {id_ for id_, _, _ in kept}, waiting)
         return jobs
 
     async def forget_old(self, now: float) -> list[str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sqlalchemy import Connection, Executable, bindparam, delete, func, insert, or_, select, update
@@ -126,8 +126,14 @@ class JobStore:
         return [_decode(row) for row in self._read(query)]
 
     def unfinished(self) -> list[Job]:
-        """All jobs that have not ended, in the order of their acceptance."""
-        return [_decode(row) for row in self._read(select(jobs).where(jobs.c.state.in_(OPEN)).order_by(jobs.c.seq))]
+        """All jobs that have not ended, in the order of their acceptance. A record that is damaged cannot keep the
+        others from running: it is passed over, and stays where it is for a person to look at."""
+        rows = self._read(select(jobs).where(jobs.c.state.in_(OPEN)).order_by(jobs.c.seq))
+        found = []
+        for row in rows:
+            with suppress(StorageFailed):
+                found.append(_decode(row))
+        return found
 
     def find_key(self, tenant: str, key: str) -> tuple[str, str | None] | None:
         """(job id, fingerprint) of the tenant's job with that idempotency key."""

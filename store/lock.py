@@ -20,9 +20,13 @@ class FolderLock:
     """
 
     def __init__(self, root: Path | str) -> None:
-        with disk_faults():
+        try:
             Path(root).mkdir(parents=True, exist_ok=True)
             self._fd = os.open(Path(root) / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as fault:
+            why = (fault.strerror or "unknown fault").lower()
+            raise StorageFailed(f"the outputs folder cannot be used ({why}); set another one with --outputs") from None
+        with disk_faults():
             try:
                 fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 os.truncate(self._fd, 0)

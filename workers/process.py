@@ -73,6 +73,7 @@ def die_with_master() -> None:
 def settle(boot: Boot) -> None:
     """Pin the process to its device and cores. Must run before torch, numpy or OpenCV are imported."""
     os.environ["CUDA_VISIBLE_DEVICES"] = boot.visible
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # indices mean what NVML means by them
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[name] = str(max(1, boot.threads))

@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import psutil
+import pytest
 from kit import RunningServer, eventually, photo, pixels, running
 
 ENDS = {"succeeded", "failed", "cancelled", "expired"}
@@ -74,6 +75,7 @@ async def one(client: httpx.AsyncClient, number: int) -> str:
     return "right" if np.array_equal(pixels(data), expected(number)) else "wrong image"
 
 
+@pytest.mark.timeout(600)
 async def test_two_thousand_mixed_jobs_while_a_random_worker_is_killed_every_half_second(tmp_path):
     before = shared_memory()
     chance = random.Random(2)
@@ -88,7 +90,7 @@ async def test_two_thousand_mixed_jobs_while_a_random_worker_is_killed_every_hal
                 kills += await asyncio.to_thread(kill_a_worker, server, chance)
 
         limits = httpx.Limits(max_connections=64)
-        async with httpx.AsyncClient(base_url=server.url, timeout=300, limits=limits) as client:
+        async with httpx.AsyncClient(base_url=server.url, timeout=500, limits=limits) as client:
             hunt = asyncio.create_task(murderer())
             gate = asyncio.Semaphore(48)
 
@@ -108,6 +110,7 @@ async def test_two_thousand_mixed_jobs_while_a_random_worker_is_killed_every_hal
     assert not list((tmp_path / "outputs" / "inputs").iterdir())
 
 
+@pytest.mark.timeout(600)
 def test_the_master_is_killed_three_times_during_a_thousand_durable_jobs(tmp_path):
     before = shared_memory()
     server = RunningServer(tmp_path / "outputs", devices="cpu:2", models="stub").start()

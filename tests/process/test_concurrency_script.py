@@ -17,6 +17,7 @@ import pytest
 import uvicorn
 from PIL import Image
 
+import test_concurrency
 from api.app import create_app
 from core.errors import ModelFailed
 from tests.pure.dialect_kit import Server, serve, until
@@ -116,7 +117,16 @@ async def test_without_ready_workers_it_says_so(tmp_path: Path) -> None:
 
 async def test_without_a_server_it_says_so() -> None:
     done = await perform("http://127.0.0.1:9")
-    assert done.code == 1 and "Cannot get system status" in done.said
+    assert done.code == 1 and "Cannot get system status: is the server running at http://127.0.0.1:9" in done.said
+
+
+def test_what_a_plot_needs_is_told_before_anything_is_asked(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SystemExit):
+        test_concurrency.read_options(["--plot", "latency.png"])
+    assert "pip install matplotlib" in capsys.readouterr().err
 
 
 async def test_a_client_that_sends_too_much_lives_to_read_its_413(tmp_path: Path) -> None:

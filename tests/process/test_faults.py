@@ -13,7 +13,7 @@ import httpx
 import numpy as np
 import psutil
 import pytest
-from kit import RunningServer, eventually, photo, pixels, running
+from kit import ROOT, RunningServer, eventually, photo, pixels, running
 
 
 def worker_pids(server: RunningServer) -> list[int]:
@@ -82,6 +82,19 @@ def test_a_model_that_lies_or_raises_is_told_as_such_and_harms_nobody(server, ac
     assert server.wait_job(good)["state"] == "succeeded"
     message = server.job(bad)["error"]["message"]
     assert "/" not in message.replace("and/or", "") and "Traceback" not in message
+
+
+def test_what_a_worker_logs_of_a_job_never_shows_in_an_answer(server):
+    job = server.submit(1, act="raise")
+    assert server.wait_job(job)["state"] == "failed"
+    eventually(lambda: f"job {job}" in server.log.read_text() and "stub: told to raise" in server.log.read_text())
+    at_once = run(server, 2, act="raise")
+    paths = [f"/jobs/{job}{more}" for more in ("", "/result", "/events")]
+    paths += ["/jobs", "/system/status", "/health/ready", "/metrics", f"/status/{job}", f"/result/{job}"]
+    for answer in [at_once, *(server.get(path) for path in paths)]:
+        for word in ("told to raise", "Traceback", 'File "', ".py", str(ROOT)):
+            assert word not in answer.text, answer.url
+    assert at_once.json()["code"] == "model_failed" and at_once.json()["detail"]
 
 
 # --- workers ----------------------------------------------------------------------------------------------------------

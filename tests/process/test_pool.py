@@ -119,7 +119,7 @@ async def test_sigkill_is_noticed_at_once_and_the_next_incarnation_works(tmp_pat
         bench.pool.send("cpu:0", up.incarnation, bench.batch([{"act": "hang"}]))
         os.kill(bench.pid(), signal.SIGKILL)
         down = await bench.next(WorkerDown)
-        assert down.incarnation == 1 and "SIGKILL" in down.cause and down.kind == "died"
+        assert down.incarnation == 1 and "SIGKILL" in down.cause and down.kind == "killed"
         again = await bench.next(WorkerUp)
         assert again.incarnation == 2
         bench.pool.send("cpu:0", 1, bench.batch([{}]))  # to a dead incarnation: a no-op

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import threading
+from collections import Counter
 
 import pytest
 from engine_kit import TEST_MODELS, engine, png, request
@@ -212,3 +214,40 @@ async def test_a_long_stream_of_progress_does_not_make_a_reader_miss_a_state(tmp
         events = [event async for event in made.events(job.id)]
         assert [event.data["state"] for event in events if event.kind == "state"] == ["queued", "running", "succeeded"]
         assert len(events) <= KEPT + 2
+
+
+async def test_a_batch_waits_for_shared_memory_that_others_hold_and_no_accepted_job_fails_for_it(tmp_path):
+    async with engine(tmp_path, arena_bytes=4 << 20) as (made, pool):
+        pool.hold()
+        jobs = [await made.submit(request(png(seed, 600, 500))) for seed in range(4)]  # 2 MB for each result
+        await until(lambda: any(worker.held for worker in pool.workers.values()))
+        assert len(made.flights) == 1, "there is room for one result only"
+        cancelled = next(job for job in jobs if not any(job.id == item.job for worker in pool.workers.values()
+                                                        for batch in worker.held for item in batch.items))
+        await made.cancel(cancelled.id)
+        pool.release()
+        states = Counter([(await made.wait(job.id, 30)).state for job in jobs])
+        assert states == {State.SUCCEEDED: 3, State.CANCELLED: 1}
+        await until(lambda: not made.flights)
+        assert made.arena.spans == 0
+
+
+async def test_a_batch_that_waits_for_shared_memory_goes_elsewhere_when_its_worker_dies(tmp_path):
+    async with engine(tmp_path, arena_bytes=4 << 20) as (made, pool):
+        pool.hold()
+        jobs = [await made.submit(request(png(seed, 600, 500))) for seed in range(2)]
+        await until(lambda: [job.state for job in jobs] == [State.RUNNING, State.RUNNING])
+        waits = next(name for name, worker in pool.workers.items() if not worker.held)
+        pool.crash(waits)
+        pool.release()
+        assert [(await made.wait(job.id, 30)).state for job in jobs] == [State.SUCCEEDED] * 2
+
+
+async def test_a_stored_job_that_cannot_be_read_does_not_keep_the_server_or_the_others_from_running(tmp_path):
+    async with engine(tmp_path, boots=False) as (made, _):
+        damaged, whole = [await made.submit(request(png(seed))) for seed in range(2)]
+    with sqlite3.connect(tmp_path / "jobs.sqlite") as db:
+        db.execute("UPDATE jobs SET life = '{' WHERE id = ?", (damaged.id,))
+    async with engine(tmp_path) as (made, _):
+        assert (await made.wait(whole.id, 10)).state is State.SUCCEEDED
+        assert (tmp_path / "inputs" / damaged.id).exists(), "a person may still want to look at it"

@@ -12,7 +12,7 @@ from tests.pure.engine_kit import engine, png, request
 
 async def until(true):
     async with asyncio.timeout(30):
-        while not true():
+        while not true():  # noqa: ASYNC110
             await asyncio.sleep(0.001)
 
 
