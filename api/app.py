@@ -39,7 +39,8 @@ EXPOSED = (
 
 
 class Switch:
-    """`/run/...` goes the short way, everything else through the framework."""
+    """`/run/...` goes the short way, everything else through the framework. HEAD is answered as GET; the protocol
+    leaves the body out."""
 
     def __init__(self, run: Run, api: FastAPI) -> None:
         self.run, self.api = run, api
@@ -48,6 +49,8 @@ class Switch:
         if scope["type"] == "http" and scope["path"].startswith(PREFIX):
             await self.run(scope, receive, send)
         else:
+            if scope.get("method") == "HEAD":
+                scope = {**scope, "method": "GET"}
             await self.api(scope, whole(receive), send)
 
 

@@ -71,7 +71,7 @@ async def life(engine: Engine) -> AsyncIterator[None]:
     loop.add_signal_handler(signal.SIGHUP, engine.roll)
     gc.collect()
     gc.freeze()  # what has been loaded stays: later collections need not look at it
-    gc.set_threshold(20_000, 20, 50)  # requests leave next to no cycles behind: look for them seldom
+    gc.set_threshold(20_000, 5, 5)  # requests leave next to no cycles behind: look for them seldom
     display = asyncio.create_task(show_startup(engine.pool))
     try:
         yield
@@ -99,10 +99,15 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Unlike uvicorn's own, the process ends with 0 after a signal that it has obeyed."""
         if self.started:  # before that there is nobody to tell
-            tell = self._engine.hurry if self.should_exit else self._engine.drain
+            tell = self._engine.hurry if self.should_exit else self._drain
             asyncio.get_event_loop().call_soon_threadsafe(tell)
         self.force_exit = self.should_exit
         self.should_exit = True
+
+    def _drain(self) -> None:
+        grace = self._engine.settings.shutdown_grace
+        log.info("Finishing what runs, for %g s at most; jobs that wait are kept; a second signal ends at once", grace)
+        self._engine.drain()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Also in a hurry the engine ends in good order, which uvicorn would leave out."""

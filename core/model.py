@@ -51,6 +51,8 @@ class Param:
             raise self._refuse(f"must be one of {', '.join(map(str, self.choices))}")
         if (self.min is not None and value < self.min) or (self.max is not None and value > self.max):
             raise self._refuse(f"must be {self.range_text()}")
+        if self.type == "int" and not -(2**63) <= value < 2**64:
+            raise self._refuse("must fit 64 bits")
         if self.type == "recipe":
             read_recipe(value)
         return value
@@ -75,17 +77,9 @@ class Param:
             number = float(value)
             if not math.isfinite(number):
                 raise ValueError
-            return number if self.type == "float" else self._whole(value, number)
+            return number if self.type == "float" else int(value) if float(int(value)) == number else _not_whole()
         except (ValueError, OverflowError):
             raise self._refuse(f"must be {'a whole number' if self.type == 'int' else 'a number'}") from None
-
-    def _whole(self, value: Any, number: float) -> int:
-        whole = int(value)
-        if float(whole) != number:
-            raise ValueError
-        if not -(2**63) <= whole < 2**64:
-            raise self._refuse("must fit 64 bits")
-        return whole
 
     def _text(self, value: Any) -> str:
         if not isinstance(value, str):
@@ -98,6 +92,10 @@ class Param:
 
     def _refuse(self, why: str) -> InvalidParameter:
         return InvalidParameter(f"parameter '{self.name}' {why}", parameter=self.name)
+
+
+def _not_whole() -> int:
+    raise ValueError
 
 
 def _show(bound: float | None) -> str:

@@ -14,7 +14,7 @@ from scheduler.config import SchedulerConfig
 from scheduler.roster import Worker
 
 RETURN = 2.0  # a wait must bring so many times what it costs: it also keeps the device from later work
-SHARED = 0.8  # small batches cost more than one: sharing must bring the end of all so much nearer
+SHARED = 0.85  # small batches cost more than one: sharing must bring the end of all so much nearer
 LAST_MOMENT = 0.002  # seconds before a batch ends at which what follows must be sent, at the least
 BURST = 2.0  # typical gaps without an arrival after which a burst counts as over
 
@@ -27,17 +27,18 @@ def hold_until(queue: GroupQueue, since: float, until_free: float, config: Sched
     return min(start + BURST * wait, max(since, queue.oldest) + config.max_queue_delay)
 
 
-def portion(queue: GroupQueue, most: int, idle: int, devices: int) -> int:
+def portion(queue: GroupQueue, most: int, idle: int, devices: int, until_free: float) -> int:
     """How many of its jobs the next device takes, of at most `most`, when no other group waits: an even part if others
-    are idle too; else, of what one batch could hold, an even part for all `devices` if it is worth it. They come free
-    one after the other, about evenly spread over the time that such a part takes."""
-    if queue.count > most or devices < 2:
-        return most if idle < 2 else min(most, -(-queue.count // idle))
-    part = -(-queue.count // (idle if idle > 1 else devices))
-    whole, share = queue.curve.seconds(queue.count * queue.cost), queue.curve.seconds(part * queue.cost)
-    if idle < 2 and (whole is None or share is None or share * (2 - 1 / devices) > SHARED * whole):
-        return queue.count
-    return part
+    are idle too; else, of what one batch could hold, an even part for all `devices` if all are done clearly sooner so.
+    `until_free`: seconds until another device is free; infinite when unknown."""
+    sharers = idle if idle > 1 else devices
+    part = -(-queue.count // max(sharers, 1))
+    if idle > 1 or devices < 2 or queue.count > most:
+        return min(most, part) if idle > 1 else most
+    seconds = [queue.curve.seconds(jobs * queue.cost) for jobs in (queue.count, part, min(part, queue.count - part))]
+    whole, share, rest = (one or math.inf for one in seconds)
+    wait = until_free if until_free < math.inf else share * (1 - 1 / devices)
+    return part if max(share, wait + rest) < SHARED * whole else queue.count
 
 
 def prefetch_at(worker: Worker, queue: GroupQueue, most: int, only: bool, config: SchedulerConfig) -> float:

@@ -107,7 +107,8 @@ class Scheduler:
                 self._wake = due
                 return
             if only:
-                most = portion(queue, most, self.roster.idle, self.roster.open)
+                until_free = self.roster.next_end() - self.now if idle else math.inf
+                most = portion(queue, most, self.roster.idle, self.roster.open, until_free)
             self._dispatch(worker, queue, self.backlog.take(queue, most))
 
     def _dispatch(self, worker: Worker, queue: GroupQueue, jobs: list[Job], *, alone: bool = False) -> None:

@@ -8,6 +8,8 @@ milliseconds that the event loop does not have, and a child asks the kernel to b
 from __future__ import annotations
 
 import asyncio
+import atexit
+import contextlib
 import multiprocessing
 import signal
 from collections.abc import Callable, Mapping, Sequence
@@ -108,6 +110,7 @@ class Pool:
     async def start(self, listener: Callable[[PoolEvent], None]) -> None:
         self._loop = asyncio.get_running_loop()
         self._listener = listener
+        atexit.register(self._kill_all)
         self._reconcile()
         self._pinger = self._loop.create_task(self._ping_idle_workers())
 
@@ -152,6 +155,7 @@ class Pool:
                 self.kill(living.worker, living.number, "did not stop in time")
             await self._wait_all_gone()
         self._spawner.shutdown()
+        atexit.unregister(self._kill_all)
 
     def view(self) -> list[WorkerView]:
         return [self._view_one(plan, self._supervisor.lives[plan.worker]) for plan in self._plans.values()]
@@ -312,6 +316,12 @@ class Pool:
             self._reconcile()
         if not self._living:
             self._all_gone.set()
+
+    def _kill_all(self) -> None:
+        """The last resort, when the interpreter ends without `stop`: multiprocessing would wait for them for ever."""
+        for living in self._living.values():
+            with contextlib.suppress(ValueError):  # closed already
+                living.process.kill()
 
     async def _wait_all_gone(self) -> None:
         while self._living or self._tasks:

@@ -38,9 +38,8 @@ def _received(duplicate: Any) -> SharedFd:
 def child_main(boot: Boot, requests: Connection, results: Connection, arena: SharedFd) -> None:
     """Entry of the spawned process: settle in, load, run batches until told to stop or the master is gone."""
     die_with_master()
-    for meant_for_master in (signal.SIGINT, signal.SIGHUP):  # a terminal sends them to the whole group
-        signal.signal(meant_for_master, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for meant_for_master in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(meant_for_master, signal.SIG_IGN)  # terminals and service managers send them to all processes
     settle(boot)
     keep_heap()
     channel = WorkerEnd(requests, results)

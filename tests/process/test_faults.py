@@ -304,3 +304,21 @@ def test_a_rolling_restart_under_load_fails_no_request(tmp_path):
         assert all(answer.status_code == 200 and right(seed, answer.content) for seed, answer in answers)
         assert not old & set(worker_pids(server))
         assert [device["incarnation"] for device in server.workers()] == [2, 2]
+
+
+def test_a_service_manager_that_sends_sigterm_to_every_process_still_lets_running_jobs_finish(tmp_path):
+    with running(tmp_path / "outputs", devices="cpu:1") as server:
+        job = server.submit(1, act="sleep", seconds="1")
+        eventually(lambda: server.job(job)["state"] == "running")
+        for process in reversed(server.tree()):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.terminate()
+        assert server.process.wait(60) == 0
+    with running(tmp_path / "outputs", devices="cpu:1") as server:
+        assert server.job(job)["state"] == "succeeded" and server.job(job)["attempts"] == 1
+
+
+def test_head_is_answered_like_get_without_a_body(server):
+    for path in ("/health", "/health/live", "/models", "/system/status"):
+        answer = server.client.head(path)
+        assert answer.status_code == 200 and not answer.content and server.get(path).content

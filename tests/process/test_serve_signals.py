@@ -23,6 +23,7 @@ def test_a_second_signal_ends_in_good_order_and_the_running_job_is_kept(tmp_path
         _, alive = psutil.wait_procs(tree, timeout=10)
         assert not alive
         told = server.log.read_text()
+        assert f"Listening on http://127.0.0.1:{server.port}" in told and "Finishing what runs, for 30 s" in told
         assert "Application shutdown complete" in told and "Traceback" not in told, told[-3000:]
 
 
@@ -35,6 +36,7 @@ def test_a_port_that_is_taken_ends_the_start_with_a_reason_and_leaves_nothing(tm
     server.client.close()
     assert done.returncode == 2
     assert "address already in use" in done.stderr and "Traceback" not in done.stderr
+    assert done.stderr.count("\n") == 1, "nothing was started that had to be stopped"
 
 
 @pytest.mark.parametrize("sig", [signal.SIGHUP, signal.SIGINT])

@@ -282,7 +282,7 @@ PNG_TYPE = {"content-type": "image/png"}
 @pytest.mark.parametrize(
     "odd",
     [
-        "..", "%2e%2e", "%2e%2e%2fjobs.sqlite", "..%5c..%5cjobs", "%00", "a" * 10_000, "x", "urn:uuid:" + "0" * 32,
+        "%2e%2e", "%2e%2e%2fjobs.sqlite", "..%5c..%5cjobs", "%00", "a" * 10_000, "x", "urn:uuid:" + "0" * 32,
         "{6f1b9e0e-0000-4000-8000-000000000000}", "6f1b9e0e00004000800000000000000",
         "6f1b9e0e-0000-4000-8000-00000000000g", "６f1b9e0e-0000-4000-8000-000000000000",
     ],
@@ -297,7 +297,7 @@ async def test_what_is_no_id_is_not_found_without_a_look_at_the_store(
         assert problem(answer)["code"] in ("job_not_found", "not_found")
 
 
-@pytest.mark.parametrize("name", ["ecko", "..", "%2e%2e%2fecho", "a" * 500, "%00"])
+@pytest.mark.parametrize("name", ["ecko", "%2e%2e", "%2e%2e%2fecho", "a" * 500, "%00"])
 async def test_an_unknown_model_is_not_found(server: Server, name: str) -> None:
     answer = await server.client.get(f"/models/{name}")
     assert answer.status_code == 404

@@ -6,6 +6,8 @@ import asyncio
 import errno
 import os
 import random
+from concurrent.futures import Future
+from dataclasses import replace
 
 import pytest
 from engine_kit import engine, png, request
@@ -108,6 +110,38 @@ async def test_a_flush_that_fails_refuses_new_jobs_and_holds_ended_ones_until_it
         assert not made._keeper.disk_full
 
 
+async def test_a_job_that_cannot_be_written_down_leaves_neither_files_nor_a_place_in_the_queue(tmp_path, monkeypatch):
+    async with engine(tmp_path) as (made, _):
+
+        def insert(*_):
+            future = Future()
+            future.set_exception(errors.StorageFailed("the disk refuses"))
+            return future
+
+        keyed = replace(request(png(1)), idempotency_key="k")
+        with monkeypatch.context() as patch:
+            patch.setattr(made._keeper.jobs, "insert", insert)
+            with pytest.raises(errors.StorageFailed):
+                await made.submit(keyed)
+        assert not any((tmp_path / "inputs").iterdir()) and made._keeper.files.usage() == 0
+        assert made.admission.jobs == 0 and not made.register.live
+        job = await made.submit(keyed)
+        assert (await made.wait(job.id, 10)).state is SUCCESS, "its key is free again"
+
+
+async def test_of_two_equal_requests_at_once_the_second_is_refused_before_it_writes_anything(tmp_path, monkeypatch):
+    async with engine(tmp_path) as (made, _):
+        written, real = [], made._keeper.files.put_inputs
+        monkeypatch.setattr(
+            made._keeper.files, "put_inputs", lambda id_, parts: written.append(id_) or real(id_, parts)
+        )
+        keyed = replace(request(png(1)), idempotency_key="k")
+        outcomes = await asyncio.gather(*(made.submit(keyed) for _ in range(5)), return_exceptions=True)
+        (job,) = [one for one in outcomes if not isinstance(one, Exception)]
+        assert written == [job.id]
+        assert all(isinstance(one, errors.IdempotencyInFlight) and one.retryable for one in outcomes if one is not job)
+
+
 async def test_a_worker_that_is_lost_while_its_result_is_being_stored_changes_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(keeper, "RETRY", 0.01)
     async with engine(tmp_path, workers=("cpu:0",)) as (made, pool):
@@ -163,9 +197,10 @@ async def test_words_of_a_dead_incarnation_end_no_job_and_free_no_memory(tmp_pat
         old = pool.workers["cpu:0"].held[0]
         pool.crash("cpu:0")
         await until(lambda: pool.workers["cpu:0"].held)
-        spans = made.arena.spans
-        for message in (ItemsDone(old.batch, (Finished(job.id, 3, "png", 16, 12),)), BatchDone(old.batch, 0.1)):
-            made._on_pool(Said("cpu:0", 1, message))
+        new, spans = pool.workers["cpu:0"].held[0], made.arena.spans
+        for number in (old.batch, new.batch):
+            for message in (ItemsDone(number, (Finished(job.id, 3, "png", 16, 12),)), BatchDone(number, 0.1)):
+                made._on_pool(Said("cpu:0", 1, message))
         await asyncio.sleep(0)
         assert job.state is State.RUNNING and made.arena.spans == spans and len(made.flights) == 1
         pool.release()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -416,17 +417,22 @@ def test_jobs_that_wait_when_several_devices_become_idle_are_shared_among_them()
 
 
 @pytest.mark.parametrize(
-    ("fixed", "each", "waiting", "devices", "taken"),
+    ("fixed", "each", "waiting", "devices", "until_free", "taken"),
     [
-        (0.0, 1.0, 6, 2, 3),   # batches gain nothing: the other device, free soon, does its half
-        (5.0, 0.1, 6, 2, 6),   # a batch costs what one job costs: all in one
-        (0.0, 1.0, 6, 1, 8),   # nobody to share with: all that fits
-        (0.0, 1.0, 20, 2, 8),  # enough for everybody: full batches
+        (0.0, 1.0, 6, 2, 0.5, 3),        # batches gain nothing: the other device, free soon, does its half
+        (0.0, 1.0, 5, 2, 1.0, 3),
+        (0.0, 1.0, 6, 2, math.inf, 3),   # nobody knows when it is free: soon, probably
+        (0.0, 1.0, 6, 2, 4.0, 6),        # it is not free soon enough
+        (5.0, 0.1, 6, 2, 0.5, 6),        # a batch costs what one job costs: all in one
+        (0.0, 1.0, 6, 1, math.inf, 8),   # nobody to share with: all that fits
+        (0.0, 1.0, 20, 2, 0.5, 8),       # enough for everybody: full batches
     ],
 )
-def test_a_busy_pool_shares_a_small_queue_only_if_batches_gain_little(fixed, each, waiting, devices, taken):
+def test_a_busy_pool_shares_a_small_queue_only_if_batches_gain_little(
+    fixed, each, waiting, devices, until_free, taken
+):
     queue = GroupQueue(SMALL)
     for cost in (1.0, 4.0, 8.0):
         queue.curve.learn(cost, fixed + each * cost)
     queue.count = waiting
-    assert portion(queue, 8, idle=1, devices=devices) == taken
+    assert portion(queue, 8, 1, devices, until_free) == taken
