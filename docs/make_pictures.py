@@ -20,17 +20,17 @@ PAPER, INK = (250, 250, 248), (40, 40, 40)
 EYE = (319, 132)  # of the cat, in the photograph's pixels
 
 SHEET: tuple[tuple[str, str | None, dict[str, str], str], ...] = (
-    ("coffee", None, {}, "photograph"),
-    ("coffee", "inpaint", {}, "inpaint: the spoon is masked"),
-    ("coffee", "background_remove", {}, "background_remove"),
-    ("coffee", "edit", {"prompt": "watercolour"}, "edit: watercolour"),
-    ("astronaut", None, {}, "photograph"),
-    ("astronaut", "inpaint", {}, "inpaint: the model is masked"),
-    ("astronaut", "edit", {"prompt": "oil painting"}, "edit: oil painting"),
-    ("astronaut", "style_aged", {"strength": "1.0"}, "style_aged"),
     ("rocket", None, {}, "photograph"),
+    ("rocket", "inpaint", {}, "inpaint: the rocket is masked"),
     ("rocket", "edit", {"prompt": "a warm sunset"}, "edit: a warm sunset"),
     ("rocket", "style_comic", {"strength": "1.0"}, "style_comic"),
+    ("coffee", None, {}, "photograph"),
+    ("coffee", "background_remove", {}, "background_remove"),
+    ("coffee", "edit", {"prompt": "watercolour"}, "edit: watercolour"),
+    ("coffee", "edit", {"prompt": "素描"}, "edit: pencil sketch, asked in Chinese"),
+    ("astronaut", None, {}, "photograph"),
+    ("astronaut", "edit", {"prompt": "oil painting"}, "edit: oil painting"),
+    ("astronaut", "style_aged", {"strength": "1.0"}, "style_aged"),
     ("cat", "upscale", {"scale": "4"}, "upscale 4 times: bicubic | ours"),
 )  # fmt: skip
 
