@@ -24,6 +24,8 @@ from workers.messages import Finished
 log = structlog.get_logger("engine")
 DEFECT = InternalError("the result could not be kept because of a defect of the server; its log has the details").info()
 
+log = structlog.get_logger("job")
+
 
 class Endings:
     """`background(coroutine)` runs what has to wait for the disk."""
@@ -100,3 +102,23 @@ class Endings:
         live.grant.release()
         self._flights.ended(live)
         self._metrics.job_ended(job)
+        _log_end(live)
+
+
+def _log_end(live: Live) -> None:
+    """One line per job: at info when it is durable, at debug when it is one of many that nobody will ask for again."""
+    job = live.job
+    tell = log.info if job.request.durable or job.error is not None else log.debug
+    group = live.ticket.group
+    tell(
+        "job ended",
+        job=job.id,
+        state=job.state.value,
+        model=group.model,
+        resolution=f"{group.width}x{group.height}",
+        device=job.device,
+        dialect=job.request.dialect,
+        attempts=job.attempts,
+        seconds=round((job.ended_at or 0.0) - job.created_at, 4),
+        **({"code": job.error.code} if job.error is not None else {}),
+    )

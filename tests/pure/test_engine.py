@@ -7,6 +7,7 @@ import time
 from dataclasses import replace
 
 import pytest
+import structlog
 from engine_kit import engine, png, request
 
 from core import errors
@@ -290,3 +291,16 @@ async def test_the_snapshot_tells_devices_queue_and_jobs(tmp_path):
         told = made.snapshot()
         assert told["jobs"]["succeeded"] == 3 and told["workers"][0]["images"] == 3
         assert b"imagepool_jobs_total" in (await made.render_metrics())[0]
+
+
+async def test_the_log_tells_of_each_durable_job_what_where_and_how_it_ended(tmp_path):
+    with structlog.testing.capture_logs() as lines:
+        async with engine(tmp_path) as (made, _):
+            job = await made.wait((await made.submit(request(png(1, 40, 30)))).id, 10)
+            await made.run(request(png(2), durable=False))
+    told = [line for line in lines if line["event"] == "job ended"]
+    assert [line["log_level"] for line in told] == ["info", "debug"]
+    assert told[0] | {"seconds": 0} == {
+        "event": "job ended", "log_level": "info", "job": job.id, "state": "succeeded", "model": "stub",
+        "resolution": "40x30", "device": job.device, "dialect": "jobs", "attempts": 1, "seconds": 0,
+    }  # fmt: skip
