@@ -40,6 +40,7 @@ from workers.messages import (
     Boot,
     Drop,
     Finished,
+    FromWorker,
     ItemsDone,
     JobProgress,
     Ping,
@@ -347,15 +348,13 @@ class Session:
 
     def _answer(self, prepared: Prepared, *finished: Finished) -> None:
         """Tell the master of items that are done; after the last one, of the batch too."""
-        with prepared.lock:
+        messages: list[FromWorker] = [ItemsDone(prepared.batch.batch, finished)]
+        with prepared.lock:  # held while sending: what is unanswered when the batch ends counts as lost
             prepared.unanswered -= len(finished)
-            last = prepared.unanswered == 0
-        done = ItemsDone(prepared.batch.batch, finished)
-        if last:
-            self._forget(prepared.batch)
-            self._channel.send(done, BatchDone(prepared.batch.batch, prepared.seconds))
-        else:
-            self._channel.send(done)
+            if prepared.unanswered == 0:
+                self._forget(prepared.batch)
+                messages.append(BatchDone(prepared.batch.batch, prepared.seconds))
+            self._channel.send(*messages)
 
     def _forget(self, batch: RunBatch) -> None:
         known = tuple(self._dropped)  # in one step: the channel's thread adds to it at any time

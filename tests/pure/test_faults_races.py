@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import random
+import time
 from concurrent.futures import Future
 from dataclasses import replace
 
@@ -16,7 +17,7 @@ from core import errors
 from core.states import State
 from engine import keeper
 from workers.contract import Said
-from workers.messages import BatchDone, Finished, ItemsDone
+from workers.messages import BatchDone, Finished, ItemsDone, JobProgress
 
 SUCCESS, CANCELLED = State.SUCCEEDED, State.CANCELLED
 
@@ -140,6 +141,49 @@ async def test_of_two_equal_requests_at_once_the_second_is_refused_before_it_wri
         (job,) = [one for one in outcomes if not isinstance(one, Exception)]
         assert written == [job.id]
         assert all(isinstance(one, errors.IdempotencyInFlight) and one.retryable for one in outcomes if one is not job)
+
+
+async def test_a_reader_of_events_loses_none_when_the_clock_is_set_back_an_hour(tmp_path, monkeypatch):
+    async with engine(tmp_path, workers=("cpu:0",)) as (made, pool):
+        pool.hold()
+        job = await made.submit(request(png(1)))
+        await until(lambda: job.state is State.RUNNING)
+        made.register.live[job.id].event_feed()
+        real = time.time
+        seen = []
+        for step, fraction in ((0, 0.2), (-3600, 0.4), (-1800, 0.6), (3600, 0.8)):
+            monkeypatch.setattr(time, "time", lambda step=step: real() + step)
+            pool.say("cpu:0", JobProgress(job.id, fraction))
+            after = seen[-1].number if seen else 0
+            stream = made.events(job.id, after=after)  # as one who comes back after every event
+            while (event := await anext(stream)).data.get("progress") != fraction:
+                seen.append(event)
+            seen.append(event)
+            await stream.aclose()
+        pool.release()
+        seen += [event async for event in made.events(job.id, after=seen[-1].number)]
+        told = [event.data["progress"] for event in seen if event.kind == "progress"]
+        assert told == [0.2, 0.4, 0.6, 0.8], "each once, in order"
+        assert seen[-1].data["state"] == "succeeded"
+        numbers = [event.number for event in seen]
+        assert numbers == sorted(set(numbers))
+
+
+async def test_retention_that_cannot_remove_a_record_removes_no_file(tmp_path, monkeypatch):
+    async with engine(tmp_path) as (made, _):
+        job = await made.wait((await made.submit(request(png(1)))).id, 10)
+
+        def delete(_):
+            raise errors.StorageFailed("the disk refuses")
+
+        monkeypatch.setattr(made._keeper, "_max_age", 1e-9)
+        with monkeypatch.context() as patch:
+            patch.setattr(made._keeper.jobs, "delete", delete)
+            with pytest.raises(errors.StorageFailed):
+                await made.forget_old()
+        assert (await made.result(job.id)).data.read_bytes() == png(1), "never a job whose image is gone"
+        await made.forget_old()
+        assert not list(tmp_path.glob("*.png"))
 
 
 async def test_a_worker_that_is_lost_while_its_result_is_being_stored_changes_nothing(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import threading
 import tracemalloc
 
 import numpy as np
@@ -16,6 +17,8 @@ from core.errors import UnsupportedImage
 from core.header import read_header
 from models.base import Adapter, Output
 from workers import codecs
+from workers.messages import BatchDone, Finished, RunBatch
+from workers.session import Prepared
 
 SECRET = "/srv/models/secret.safetensors"
 
@@ -72,6 +75,33 @@ def test_no_memory_while_a_result_is_encoded_fails_that_job_alone(tmp_path, monk
     answers = bench.answers(bench.item("a"), bench.item("b"), bench.item("c"))
     assert answers["b"].error.code == "out_of_memory"
     assert answers["a"].error is None and answers["c"].error is None
+
+
+def test_the_end_of_a_batch_never_overtakes_an_answer_of_its_own(tmp_path):
+    """Codec threads answer at once: the master takes what is unanswered at the batch's end for lost."""
+    bench = Bench(tmp_path)
+    said, speaking, overtaken = [], threading.Event(), threading.Event()
+
+    class Slow:
+        def send(self, *messages):
+            if speaking.is_set():
+                overtaken.set()
+            else:
+                speaking.set()
+                overtaken.wait(0.5)
+            said.extend(messages)
+
+    bench.session._channel = Slow()
+    batch = RunBatch(1, "stub", (bench.item("a"), bench.item("b")))
+    prepared = Prepared(batch, 0.0, [], unanswered=2)
+    threads = [threading.Thread(target=bench.session._answer, args=(prepared, Finished(job))) for job in "ab"]
+    threads[0].start()
+    speaking.wait()
+    threads[1].start()
+    for thread in threads:
+        thread.join()
+    assert [item.job for message in said[:-1] for item in message.items] == ["a", "b"]
+    assert said[-1] == BatchDone(1, 0.0)
 
 
 def one_tiff() -> bytes:
