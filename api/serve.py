@@ -13,6 +13,7 @@ from types import FrameType
 
 import uvicorn
 
+from api import iopaint_page
 from api.app import create_app
 from api.protocol import uvicorn_config
 from core.errors import ImagePoolError
@@ -31,12 +32,15 @@ def serve(settings: Settings) -> int:
     try:
         engine = build(settings)
         app = create_app(engine, settings, lifespan=lambda _: life(engine))
+        sockets = iopaint_page.sockets(settings)
+        if sockets:
+            app = iopaint_page.OwnPort(app, settings.iopaint_port)
     except (ValueError, ImagePoolError) as fault:
         print(f"imagepool: {fault}", file=sys.stderr)
         return 2
     server = Server(uvicorn_config(settings, app), engine)
     try:
-        server.run()
+        server.run(sockets)
     except SystemExit:  # uvicorn's own word; what keeps it from starting is in the log
         return 2
     return 0 if server.started else 2

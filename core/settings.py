@@ -114,6 +114,12 @@ class Settings(BaseSettings):
     resolution_caps: Caps = setting(
         "Models", ((512, 16), (1024, 8), (2048, 2)), "Most images of a batch, by the side of a square; beyond: one.")
 
+    iopaint_port: Count = setting("IOPaint", 0, "Further port, with IOPaint's own page at / (0: none).", ge=0, le=65535)
+    iopaint_quality: Count = setting("IOPaint", 100, "Quality of its JPEG, WebP and AVIF answers.", ge=1, le=100)
+    iopaint_input: Path | None = setting("IOPaint", None, "Image that its page opens at the start.")
+    iopaint_saved: Size = setting(
+        "IOPaint", 1 * GIB, "Most bytes that its users may save under outputs/saved (0: none).", ge=0)
+
     max_queue_delay: Duration = setting("Queue", 0.05, "Longest wait for a fuller batch.", ge=0)
     queue_jobs: Count = setting("Queue", 10_000, "Most jobs that may be in the server, waiting or running.", ge=1)
     queue_bytes: Size = setting("Queue", 2 * GIB, "Most bytes of images that those jobs may hold.", ge=MIB)
