@@ -16,7 +16,7 @@ from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Match
 from starlette.types import ASGIApp, Lifespan, Receive, Scope, Send
@@ -24,17 +24,17 @@ from starlette.types import ASGIApp, Lifespan, Receive, Scope, Send
 from api import jobs, openapi, system
 from api.auth import Keys
 from api.errors import Wardrobe, from_http, from_validation, problem
-from api.limits import Door, whole
+from api.limits import CLIENT_GONE, Door, whole
 from api.run import PREFIX, Run
 from core import VERSION
 from core.errors import ImagePoolError, InternalError
 from core.settings import Settings
 from engine.engine import Engine
 
-DIALECTS = ("i2ii", "imagen", "iopaint", "kserve", "openai_images", "imagegenx", "web")
+DIALECTS = ("i2ii", "imagen", "iopaint", "lama_gateway", "kserve", "openai_images", "imagegenx", "web")
 EXPOSED = (
     "Location", "Retry-After", "ETag", "X-Request-ID", "X-Job-Id", "X-Device", "X-Batch-Size", "X-Compute-Ms",
-    "Server-Timing", "RateLimit", "RateLimit-Policy", "Preference-Applied", "X-Seed",
+    "Server-Timing", "RateLimit", "RateLimit-Policy", "Preference-Applied", "X-Seed", "X-Inference-Time-Ms",
 )  # fmt: skip
 
 
@@ -142,6 +142,10 @@ def _handle_errors(api: FastAPI, wardrobe: Wardrobe) -> None:
     @api.exception_handler(RequestValidationError)
     async def validation(request: Request, fault: RequestValidationError) -> Response:
         return dressed(request, from_validation(fault))
+
+    @api.exception_handler(ClientDisconnect)
+    async def gone(request: Request, fault: Exception) -> Response:
+        return Response(status_code=CLIENT_GONE)
 
     @api.exception_handler(Exception)
     async def defect(request: Request, fault: Exception) -> Response:

@@ -88,6 +88,8 @@ class Health(Totals):
     timestamp: float
     ready_workers: int
     total_gpus: int
+    backend_live: bool = Field(description="For clients of the lama-triton gateway, as the next.")
+    backend_ready: bool
     error: str | None = Field(None, description="unhealthy: why")
 
 
@@ -134,6 +136,8 @@ def health(now: Mapping[str, Any]) -> dict[str, Any]:
         "timestamp": time.time(),
         "ready_workers": ready,
         "total_gpus": total,
+        "backend_live": True,
+        "backend_ready": bool(now["ready"]),
         **_totals(now),
     }
     return told if now["ready"] else told | {"error": now["reason"] or "no worker is ready"}

@@ -14,6 +14,7 @@ from types import FrameType
 
 import uvicorn
 
+from api import iopaint_page
 from api.app import create_app
 from api.protocol import uvicorn_config
 from core.errors import ImagePoolError
@@ -33,31 +34,36 @@ def serve(settings: Settings) -> int:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there are workers to replace
     logs.set_up(settings.log_level, settings.log_format)
     try:
-        door = take_port(settings)
+        doors = [take_port(settings)]
         engine = build(settings)
         app = create_app(engine, settings, lifespan=lambda _: life(engine))
+        if settings.iopaint_port:
+            doors.append(take_port(settings, "iopaint_port"))
+            app = iopaint_page.OwnPort(app, settings.iopaint_port)
     except (ValueError, ImagePoolError) as fault:
         print(f"imagepool: {fault}", file=sys.stderr)
         return 2
     server = Server(uvicorn_config(settings, app), engine)
     try:
-        server.run([door])
+        server.run(doors)
     except SystemExit:  # uvicorn's own word; what keeps it from starting is in the log
         return 2
     return 0 if server.started else 2
 
 
-def take_port(settings: Settings) -> socket.socket:
-    """The socket to listen on, taken before a worker is started. Raises ValueError with a sentence."""
+def take_port(settings: Settings, name: str = "port") -> socket.socket:
+    """The socket to listen on at the port of that setting, taken before a worker is started. Raises ValueError with a
+    sentence."""
+    port = getattr(settings, name)
     try:
-        family, kind, _, _, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
+        family, kind, _, _, address = socket.getaddrinfo(settings.host, port, type=socket.SOCK_STREAM)[0]
         door = socket.socket(family, kind)
         door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         door.bind(address)
     except OSError as fault:
         raise ValueError(
-            f"port {settings.port} of {settings.host} cannot be taken: {(fault.strerror or str(fault)).lower()}; "
-            "stop who has it (perhaps a server that runs), or set --port and --host"
+            f"port {port} of {settings.host} cannot be taken: {(fault.strerror or str(fault)).lower()}; "
+            f"stop who has it (perhaps a server that runs), or set --{name.replace('_', '-')} and --host"
         ) from None
     return door
 

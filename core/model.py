@@ -6,7 +6,7 @@ import difflib
 import math
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ from core.errors import InvalidParameter, UnknownModel
 from core.recipe import read_recipe
 from core.request import ImagePart
 from core.ticket import Group
+from core.weights import Weights, why_unusable
 
 ParamType = Literal["int", "float", "bool", "string", "recipe"]
 PARAM_TYPES: Mapping[str, type] = {"int": int, "float": float, "bool": bool, "string": str, "recipe": str}
@@ -112,7 +113,8 @@ class ModelSpec:
     hung. pad: heights and widths are padded up to a multiple of it inside the adapter. needs_mask: takes image + mask.
     raw: the adapter gets and gives encoded bytes (no codec runs). work: cost relative to other models. scale_param:
     the parameter by which width and height grow. max_output_pixels: bound on the result. preload: loaded before the
-    worker says it is ready (the others load at their first batch).
+    worker says it is ready (the others load at their first batch). mixed_sizes: the adapter takes images of different
+    sizes in one batch. weights: the file without which the model is not offered.
     """
 
     name: str
@@ -130,6 +132,8 @@ class ModelSpec:
     scale_param: str | None = None
     max_output_pixels: int = 100_000_000
     preload: bool = True
+    mixed_sizes: bool = False
+    weights: Weights | None = None
     params: Mapping[str, Param] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -154,13 +158,30 @@ class ModelSpec:
         """By how much width and height grow."""
         return int(params[self.scale_param]) if self.scale_param else 1
 
+    def lacks(self) -> str | None:
+        """What keeps it from being offered, as a sentence with what to do; None: nothing. A model that names its file
+        in the option `weights` is left to find out for itself."""
+        if self.weights is None or "weights" in self.options:
+            return None
+        why = why_unusable(self.weights.file())
+        return why and f"{why}; fetch them with `python -m models.download {self.name}`"
+
+    def with_weights(self) -> ModelSpec:
+        """The spec with the file of its weights in the option `weights`, for the adapter."""
+        if self.weights is None or "weights" in self.options:
+            return self
+        return replace(self, options={**self.options, "weights": str(self.weights.file().resolve())})
+
     def group(self, image: ImagePart, params: Mapping[str, Any], caps: Sequence[tuple[int, int]]) -> Group:
         """The group of a job. `caps` are (side, items) pairs, ascending: an image of up to side x side pixels may
-        share a batch with at most so many; beyond the last, it runs alone."""
+        share a batch with at most so many; beyond the last, it runs alone. With `mixed_sizes` the group's height and
+        width are the least side that holds the pixels, beyond the last a power of two times it."""
         header = image.header
         height = -(-header.upright_height // self.pad) * self.pad
         width = -(-header.upright_width // self.pad) * self.pad
         cap = next((items for side, items in caps if height * width <= side * side), 1)
+        if self.mixed_sizes:
+            height = width = _class_side(height * width, caps)
         fixed = tuple((name, params[name]) for name, param in self.params.items() if param.group)
         return Group(self.name, self.version, height, width, fixed=fixed, limit=max(1, min(self.max_batch, cap)))
 
@@ -168,6 +189,13 @@ class ModelSpec:
         """Relative work: 1.0 for a 512x512 image on a model of work 1.0, whose work is that of growing twofold."""
         growth = max(1.0, self.scale(params) ** 2 / 4)
         return self.work * growth * max(0.05, image.header.pixels / REFERENCE_PIXELS)
+
+
+def _class_side(pixels: int, caps: Sequence[tuple[int, int]]) -> int:
+    side = next((side for side, _ in caps if pixels <= side * side), caps[-1][0] if caps else 512)
+    while pixels > side * side:
+        side *= 2
+    return side
 
 
 def read_spec(text: str, name: str) -> ModelSpec:
@@ -188,6 +216,11 @@ def read_spec(text: str, name: str) -> ModelSpec:
     for key in ("adapter", "task"):
         if key not in raw:
             raise ValueError(f"model '{name}': the key '{key}' is missing")
+    if "weights" in raw:
+        try:
+            raw["weights"] = Weights.read(raw["weights"])
+        except ValueError as fault:
+            raise ValueError(f"model '{name}': {fault}") from None
     spec = ModelSpec(**{"name": name, **raw, "params": params})
     _check(spec)
     return spec

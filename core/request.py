@@ -41,10 +41,14 @@ class ImagePart:
 
 @dataclass(frozen=True, slots=True)
 class OutputFormat:
-    """How the result is encoded. `quality` 1-100 counts for jpeg, webp and avif; None takes the codec's default."""
+    """How the result is encoded. `quality` 1-100 counts for jpeg, webp and avif; None takes the codec's default.
+    `keep_metadata`: the input's EXIF, resolution and PNG text "parameters" go into the result, and an alpha channel
+    that is opaque everywhere stays one. `subsampling`: of a jpeg's colour; None goes by the quality."""
 
     format: Literal["png", "jpeg", "webp", "avif"] = "png"
     quality: int | None = None
+    keep_metadata: bool = False
+    subsampling: Literal["420", "444"] | None = None
 
 
 @dataclass(frozen=True, slots=True)

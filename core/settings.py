@@ -91,7 +91,8 @@ class Settings(BaseSettings):
     host: str = setting("Network", "0.0.0.0", "Address to listen on.", min_length=1)
     port: Count = setting("Network", 8000, "TCP port to listen on (0: any free one).", ge=0, le=65_535)
     config: Path | None = setting("Network", None, "TOML file with settings; environment and flags go over it.")
-    dialects: Words = setting("Network", (), "Serve only these APIs of jobs, i2ii, imagen (none named: all).")
+    dialects: Words = setting(
+        "Network", (), "Serve only these APIs of jobs, i2ii, imagen, iopaint, lama_gateway (none named: all).")
     docs: bool = setting("Network", True, "Serve the interactive API description at /docs.")
     cors_origins: Words = setting("Network", (), "Web origins that browsers may call from (none named: only our own).")
     max_body: Size = setting("Network", 64 * MIB, "Largest request body.", ge=1024)
@@ -113,6 +114,12 @@ class Settings(BaseSettings):
     models_folder: Path | None = setting("Models", None, "Folder of further model files; they go over built-in ones.")
     resolution_caps: Caps = setting(
         "Models", ((512, 16), (1024, 8), (2048, 2)), "Most images of a batch, by the side of a square; beyond: one.")
+
+    iopaint_port: Count = setting("IOPaint", 0, "Further port, with IOPaint's own page at / (0: none).", ge=0, le=65535)
+    iopaint_quality: Count = setting("IOPaint", 100, "Quality of its JPEG, WebP and AVIF answers.", ge=1, le=100)
+    iopaint_input: Path | None = setting("IOPaint", None, "Image that its page opens at the start.")
+    iopaint_saved: Size = setting(
+        "IOPaint", 1 * GIB, "Most bytes that its users may save under outputs/saved (0: none).", ge=0)
 
     max_queue_delay: Duration = setting("Queue", 0.05, "Longest wait for a fuller batch.", ge=0)
     queue_jobs: Count = setting("Queue", 10_000, "Most jobs that may be in the server, waiting or running.", ge=1)

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import structlog
+
 from core import VERSION
 from core.model import Catalogue
 from core.settings import Settings
@@ -19,6 +21,7 @@ from scheduler.scheduler import Scheduler
 from store.files import FileStore
 from store.jobs import JobStore
 from store.lock import FolderLock
+from store.saved import SavedImages
 from workers.arena import Arena
 from workers.contract import WorkerPool
 from workers.devices import DevicePlan, available_cores, list_gpus, plan
@@ -26,16 +29,27 @@ from workers.monitor import Monitor
 from workers.pool import Pool, PoolConfig
 from workers.supervisor import SupervisorConfig
 
+log = structlog.get_logger("engine")
 BUILT_IN = Path(__file__).resolve().parent.parent / "models" / "repository"
 PoolMaker = Callable[[Sequence[DevicePlan], Catalogue, Arena], WorkerPool]
 
 
 def read_catalogue(settings: Settings) -> Catalogue:
-    """The models on offer. Raises ValueError with a sentence when a model file is wrong or their folder is missing."""
+    """The models on offer. One whose weights are missing is not, and the log says so. Raises ValueError with a sentence
+    when a model file is wrong, their folder is missing, or a model that was asked for by name lacks its weights."""
     more = settings.models_folder
     if more is not None and not more.is_dir():
         raise ValueError(f"--models-folder {more} is no folder; name the one that holds the model files")
-    return Catalogue.read([BUILT_IN, *([more] if more else [])], settings.models)
+    offered = []
+    for spec in Catalogue.read([BUILT_IN, *([more] if more else [])], settings.models):
+        lacking = spec.lacks()
+        if lacking is None:
+            offered.append(spec.with_weights())
+        elif spec.name in settings.models:
+            raise ValueError(f"model '{spec.name}' cannot be offered: {lacking}")
+        else:
+            log.info("model not offered", model=spec.name, why=lacking)
+    return Catalogue(offered)
 
 
 def plan_devices(settings: Settings) -> list[DevicePlan]:
@@ -69,6 +83,7 @@ def build(settings: Settings, make_pool: PoolMaker | None = None) -> Engine:
         keeper=Keeper(lock, jobs, files, settings.retention_age, settings.retention_bytes),
         metrics=Metrics(version=VERSION),
         monitor=None if make_pool else Monitor(plans),
+        saved=SavedImages(files, settings.iopaint_saved) if settings.iopaint_saved else None,
     )
 
 

@@ -245,6 +245,8 @@ def models(settings: Settings) -> Iterator[Finding]:
         return
     yield Finding("✓", f"{len(catalogue)} models: {', '.join(spec.name for spec in catalogue)}")
     for spec in catalogue:
+        if lacking := spec.lacks():
+            yield Finding("!", f"model '{spec.name}' is not offered", lacking)
         for name, value in spec.options.items():
             if _is_weights(value) and not os.access(value, os.R_OK):
                 yield Finding("✗", f"model '{spec.name}': {name} = {value} cannot be read", "bring the file")

@@ -10,7 +10,7 @@ import asyncio
 import time
 import uuid
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -59,6 +59,7 @@ from scheduler.events import (
 )
 from scheduler.events import WorkerLost as WorkerLostEvent
 from scheduler.scheduler import Scheduler
+from store.saved import SavedImages
 from workers.arena import Arena
 from workers.contract import PoolEvent, Said, WorkerDown, WorkerPool, WorkerUp
 from workers.messages import BatchDidNotFit, BatchDone, Drop, Finished, ItemsDone, JobProgress
@@ -80,8 +81,9 @@ class Engine:
         keeper: Keeper,
         metrics: Metrics,
         monitor: Monitor | None = None,
+        saved: SavedImages | None = None,
     ) -> None:
-        self.settings, self.catalogue, self.metrics = settings, catalogue, metrics
+        self.settings, self.catalogue, self.metrics, self.saved = settings, catalogue, metrics, saved
         self.scheduler, self.admission, self.pool, self.arena = scheduler, admission, pool, arena
         self.readings: dict[str, Reading] = {}
         self.started_at = time.time()
@@ -113,7 +115,7 @@ class Engine:
     async def start(self) -> None:
         """Take up the jobs of a former life and begin to start workers; returns before any worker is ready."""
         self._loop = asyncio.get_running_loop()
-        self._leaving = self._loop.create_future()  # resolved when the server begins to go away
+        self.leaving = self._loop.create_future()  # resolved when the server begins to go away
         await self.register.load()
         recovered = await self._keeper.recover()
         for job in recovered:
@@ -153,7 +155,7 @@ class Engine:
         if self.draining:
             return
         self.draining, self._drained_at = True, self._loop.time()
-        self._leaving.set_result(None)
+        self.leaving.set_result(None)
         self.tell(Drain())
         for live in list(self.register.live.values()):
             if live.job.state is State.QUEUED:
@@ -225,15 +227,19 @@ class Engine:
                 self._admit_live(job, spec, grant, [span] if span else [])
             return job
 
-    async def run(self, request: ImageRequest, permit: Permit | None = None) -> tuple[Job, ResultBody]:
+    async def run(
+        self, request: ImageRequest, permit: Permit | None = None, heard: Callable[[float], None] | None = None
+    ) -> tuple[Job, ResultBody]:
         """As `lend`, with a result of its own."""
-        job, loan = await self.lend(request, permit)
+        job, loan = await self.lend(request, permit, heard)
         with loan:
             return job, ResultBody.of(bytes(loan.data), loan.format, loan.size)
 
-    async def lend(self, request: ImageRequest, permit: Permit | None = None) -> tuple[Job, Loan]:
+    async def lend(
+        self, request: ImageRequest, permit: Permit | None = None, heard: Callable[[float], None] | None = None
+    ) -> tuple[Job, Loan]:
         """Run a request that lives as long as its client waits: submit, wait, result. Cancelling this coroutine cancels
-        the job at once. Raises the job's own error when it failed."""
+        the job at once. `heard(fraction)` is told of progress. Raises the job's own error when it failed."""
         spec = self.catalogue[request.model]
         with permit or self.admit(sum(image.size for image in request.images), request.tenant) as permit:
             if self.draining:  # it began while the body was read
@@ -242,6 +248,7 @@ class Engine:
             job = self._new_job(replace(request, images=parts, durable=False) if spans or request.durable else request)
             grant, span = permit.hand_over()
         live = self._admit_live(job, spec, grant, [*spans, *([span] if span else [])])
+        live.heard = heard
         try:
             await asyncio.shield(live.done)
         except asyncio.CancelledError:
@@ -259,7 +266,7 @@ class Engine:
         live = self.register.live.get(job_id)
         if live is None:
             return await self.job(job_id)
-        await asyncio.wait([live.done, self._leaving], timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([live.done, self.leaving], timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         return live.job
 
     async def job(self, job_id: str, tenant: str | None = None) -> Job:
@@ -447,6 +454,8 @@ class Engine:
         if live is None or live.job.state is not State.RUNNING:
             return
         live.job.progress = max(live.job.progress, fraction)
+        if live.heard:
+            live.heard(live.job.progress)
         if live.feed:
             live.feed.add("progress", {"progress": round(live.job.progress, 4)}, time.time())
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from core.job import Job
@@ -16,6 +16,7 @@ from scheduler.admission import Grant
 STAGES = ("decode", "wait", "compute", "encode")
 OUTPUT_SLACK = 64 * 1024
 MAX_ICC = 4 << 20
+MAX_METADATA = 128 * 1024  # EXIF and text, of at most 64 KiB each
 
 
 @dataclass(slots=True)
@@ -34,6 +35,7 @@ class Live:
     concluding: bool = False
     feed: Feed | None = None
     result: Span | None = None  # of an ephemeral job, until its waiter has it
+    heard: Callable[[float], None] | None = None  # its waiter, of progress
 
     def event_feed(self) -> Feed:
         """The job's event stream, made when somebody first asks."""
@@ -50,7 +52,8 @@ def output_size(live: Live) -> int:
         return image.size + OUTPUT_SLACK
     scale = live.spec.scale(request.params)
     samples = image.header.pixels * 4 * scale * scale
-    return samples + samples // 50 + min(image.size, MAX_ICC) + OUTPUT_SLACK
+    kept = MAX_METADATA if request.output.keep_metadata else 0
+    return samples + samples // 50 + min(image.size, MAX_ICC) + kept + OUTPUT_SLACK
 
 
 def timings(parts: Mapping[str, float]) -> dict[str, float]:

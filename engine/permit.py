@@ -28,7 +28,7 @@ class Permit:
     def span(self) -> Span:
         """The admitted bytes in shared memory, reserved at the first call. Raises `StorageFull`."""
         if self._span is None:
-            self._span = self._arena.take(self._size)
+            self._span = self._arena.take_input(self._size)
         return self._span
 
     @property
@@ -76,7 +76,7 @@ def images_into_arena(arena: Arena, images: Sequence[ImagePart]) -> tuple[tuple[
     try:
         for part in images:
             if isinstance(part.data, bytes):
-                spans.append(arena.take(len(part.data)))
+                spans.append(arena.take_input(len(part.data)))
                 arena.view(spans[-1])[:] = part.data
                 part = replace(part, data=spans[-1])
             parts.append(part)

@@ -59,8 +59,9 @@ class Adapter(ABC):
         """Run once so that the first request does not pay for lazy initialisation."""
 
     @abstractmethod
-    def run(self, items: Sequence[Item]) -> list[Output]:
-        """Outputs in the items' order. All items are of one group (one image size); their parameters may differ.
+    def run(self, items: Sequence[Item]) -> Sequence[Output | Exception]:
+        """Outputs in the items' order; an exception in place of one fails that item alone. All items are of one group:
+        of one image size, unless the model's spec says `mixed_sizes`; their parameters may differ.
 
         An item's result must not depend on its companions. Raises `torch.cuda.OutOfMemoryError` (or MemoryError) when
         the batch does not fit; any other exception makes the worker run each item alone to find the guilty one."""

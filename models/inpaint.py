@@ -8,7 +8,8 @@ mask every byte stays; a soft mask blends. Where a picture has no known patch to
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +27,8 @@ SEARCHED = 300_000  # hole pixels up to which a level is searched; finer ones co
 
 
 class Inpaint(Adapter):
-    """Params: `seed`; `patch`, the side of the patches compared (3, 5 or 7); `quality` 1-5, the rounds per level."""
+    """Params: `seed`; `patch`, the side of the patches compared (3, 5 or 7); `quality` 1-5, the rounds per level;
+    `mask_threshold`: above it a mask's value counts as 255, up to it as 0 (0: values between blend)."""
 
     def warm_up(self) -> None:
         image = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
@@ -38,7 +40,7 @@ class Inpaint(Adapter):
         """Outputs of the items' size. Items that share patch and quality are searched together."""
         images = [item.image for item in items if item.image is not None]
         blank = np.zeros(images[0].shape[:2], np.uint8)
-        masks = [blank if item.mask is None else item.mask for item in items]
+        masks = [blank if item.mask is None else _sharpened(item.mask, item.params) for item in items]
         rgb = stack(images, self.device)
         hole = stack(masks, self.device)[:, 0] >= NOISE
         fillings = self._fill(items, rgb, hole)
@@ -110,6 +112,11 @@ def _starts(levels: list[Level], patch: int) -> list[int]:
             core = ~dilate(~level.hole, patch * THICK // 2)
             thin |= enough & ~core.flatten(1).any(1).cpu()
     return starts.tolist()
+
+
+def _sharpened(mask: np.ndarray, params: Mapping[str, Any]) -> np.ndarray:
+    threshold = int(params.get("mask_threshold", 0))
+    return np.where(mask > threshold, 255, 0).astype(np.uint8) if threshold else mask
 
 
 def _blend(image: np.ndarray, mask: np.ndarray, filling: np.ndarray) -> np.ndarray:

@@ -28,6 +28,13 @@ def size_class(size: int) -> int:
     return -(-pages // step) * step * PAGE
 
 
+def used_up() -> StorageFull:
+    """The error for a request that finds no room."""
+    return StorageFull(
+        "shared memory for images in flight is used up; try again when running jobs have ended", retry_after=1.0
+    )
+
+
 def _anonymous_file(size: int) -> int:
     if hasattr(os, "memfd_create"):
         fd = os.memfd_create("imagepool")
@@ -75,6 +82,7 @@ class Arena(ArenaView):
         self._keep = keep
         self._end = 0  # everything beyond has never been used
         self._warm_bytes = 0
+        self._used = 0
         self._warm: dict[int, list[int]] = defaultdict(list)
         self._cold: dict[int, list[int]] = defaultdict(list)
         self._taken: dict[int, int] = {}  # offset -> capacity
@@ -85,12 +93,19 @@ class Arena(ArenaView):
     @property
     def used(self) -> int:
         """Bytes reserved by spans that are out."""
-        return sum(self._taken.values())
+        return self._used
 
     @property
     def spans(self) -> int:
         """How many spans are out."""
         return len(self._taken)
+
+    def take_input(self, size: int) -> Span:
+        """Room for an image that waits. Inputs never take more than half of the arena: results must find a place, or
+        nothing that waits could ever end. Raises `StorageFull`."""
+        if self._used + size > self.size // 2:
+            raise used_up()
+        return self.take(size)
 
     def take(self, size: int) -> Span:
         """Reserve room for `size` bytes. Raises `StorageFull` when the arena is used up."""
@@ -105,11 +120,13 @@ class Arena(ArenaView):
         else:
             offset, capacity = self._larger(capacity)
         self._taken[offset] = capacity
+        self._used += capacity
         return Span(offset, size, capacity)
 
     def give(self, span: Span) -> None:
         """Give a span back. Giving it twice is a defect and raises KeyError."""
         capacity = self._taken.pop(span.offset)
+        self._used -= capacity
         if self._warm_bytes + capacity <= self._keep:
             self._warm[capacity].append(span.offset)
             self._warm_bytes += capacity
@@ -125,8 +142,7 @@ class Arena(ArenaView):
                 if spans is self._warm:
                     self._warm_bytes -= other
                 return spans[other].pop(), other
-        raise StorageFull("shared memory for images in flight is used up; try again when running jobs have ended",
-                          retry_after=1.0)
+        raise used_up()
 
     def _forget_classes(self) -> None:
         """Nothing is out: if most of the address space was carved into classes, start afresh."""

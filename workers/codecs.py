@@ -12,6 +12,7 @@ import io
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import imagecodecs
 import numpy as np
@@ -22,13 +23,17 @@ from core.errors import BadOutput, ImagePoolError, InvalidImage, InvalidParamete
 from core.header import NAMES, ImageFormat, ImageHeader
 from core.headers.jpeg import segments
 from core.headers.webp import chunks as webp_chunks
+from workers import metadata as meta
 from workers import png
+from workers.metadata import Metadata
 from workers.png import MAX_ICC
 
 DEFAULT_QUALITY: Mapping[str, int] = {"jpeg": 90, "webp": 90, "avif": 75}
 MAX_SIDE: Mapping[str, int] = {"png": 65_535, "jpeg": 65_500, "webp": 16_383, "avif": 65_535}  # when writing
 MAX_SCANS = 100  # of a progressive JPEG; each costs a pass over the whole picture, and encoders write about ten
 FULL_COLOUR = 95  # JPEG quality from which on colour is kept at full resolution (4:4:4 instead of 4:2:0)
+
+Subsampling = Literal["420", "444"]
 
 _EIGHT_BITS = ((np.arange(65_536, dtype=np.uint32) * 255 + 32_895) >> 16).astype(np.uint8)
 _ICC_HEAD = b"ICC_PROFILE\0"
@@ -42,12 +47,13 @@ class Picture:
     """A decoded image, upright (its EXIF orientation has been applied).
 
     `image` is uint8 H x W x 3, RGB. `alpha` is uint8 H x W, None when every pixel is opaque. `icc` is the file's RGB
-    colour profile, at most 4 MiB, or None.
+    colour profile, at most 4 MiB, or None. `metadata` is None when it was not asked for.
     """
 
     image: np.ndarray
     alpha: np.ndarray | None = None
     icc: bytes | None = None
+    metadata: Metadata | None = None
 
 
 @dataclass(slots=True)
@@ -59,11 +65,18 @@ class _Decoded:
     icc: bytes | None
 
 
-def decode(data: bytes | memoryview, header: ImageHeader) -> Picture:
-    """The picture in `data`, of which `header` was read. Raises `InvalidImage` when it is damaged, cut off or of
-    another size than its header says."""
+def decode(data: bytes | memoryview, header: ImageHeader, *, keep_metadata: bool = False) -> Picture:
+    """The picture in `data`, of which `header` was read. With `keep_metadata` an alpha channel that is opaque
+    everywhere is told too. Raises `InvalidImage` when it is damaged, cut off or of another size than its header says.
+    """
     found = _decode(data, header)
-    return Picture(_upright(_rgb(found.colour), header.orientation), _alpha(found, header), found.icc)
+    alpha = None if found.alpha is None else _upright(found.alpha, header.orientation)
+    return Picture(
+        _upright(_rgb(found.colour), header.orientation),
+        alpha if keep_metadata or not _opaque(alpha) else None,
+        found.icc,
+        meta.read(memoryview(data), header.format) if keep_metadata else None,
+    )
 
 
 def decode_mask(data: bytes | memoryview, header: ImageHeader, size: tuple[int, int]) -> np.ndarray:
@@ -75,9 +88,8 @@ def decode_mask(data: bytes | memoryview, header: ImageHeader, size: tuple[int, 
     transparent mask want luminance too: their dialect passes a header with `alpha=False`.
     """
     found = _decode(data, header)
-    alpha = _alpha(found, header) if header.alpha else None
-    if alpha is not None:
-        mask = 255 - alpha
+    if header.alpha and found.alpha is not None and not _opaque(found.alpha):
+        mask = 255 - _upright(found.alpha, header.orientation)
     else:
         colour = found.colour
         grey = colour if colour.ndim == 2 else np.array(Image.fromarray(colour).convert("L"))
@@ -95,11 +107,13 @@ def encode(
     format: ImageFormat = "png",
     *,
     quality: int | None = None,
+    subsampling: Subsampling | None = None,
     icc: bytes | None = None,
     alpha: np.ndarray | None = None,
+    metadata: Metadata | None = None,
 ) -> bytes:
     """The image as a file. `image` is uint8 H x W (grey), H x W x 3 (RGB) or H x W x 4 (RGBA); `quality` 1-100 counts
-    for jpeg, webp and avif.
+    for jpeg, webp and avif, `subsampling` for jpeg.
 
     `alpha` (uint8) is joined to an image that has none, scaled to its size where the two differ (upscalers). JPEG has
     no alpha: it is flattened on white. Raises `BadOutput` when `image` is none, `InvalidParameter` when the format
@@ -118,7 +132,8 @@ def encode(
         image = _join(image, alpha)
     if quality is None:
         quality = DEFAULT_QUALITY.get(format, 0)
-    return _WRITERS[format](np.ascontiguousarray(image), quality, icc)
+    image = np.ascontiguousarray(image)
+    return _WRITERS[format](image, _Extras(quality, subsampling, icc if image.ndim == 3 else None, metadata))
 
 
 # --- decoding -------------------------------------------------------------------------------------------------------
@@ -201,15 +216,15 @@ def _split(pixels: np.ndarray, icc: bytes | None) -> _Decoded:
         colour = pixels if pixels.ndim == 2 else np.ascontiguousarray(pixels[:, :, 0])
     else:
         colour = pixels if channels == 3 else np.ascontiguousarray(pixels[:, :, :3])
-    return _Decoded(colour, None if alpha is None or alpha.min() == 255 else alpha, icc)
+    return _Decoded(colour, alpha, icc)
 
 
 def _rgb(colour: np.ndarray) -> np.ndarray:
     return colour if colour.ndim == 3 else np.repeat(colour[:, :, np.newaxis], 3, axis=2)
 
 
-def _alpha(found: _Decoded, header: ImageHeader) -> np.ndarray | None:
-    return None if found.alpha is None else _upright(found.alpha, header.orientation)
+def _opaque(alpha: np.ndarray | None) -> bool:
+    return alpha is None or alpha.min() == 255
 
 
 def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
@@ -233,17 +248,34 @@ def _join(image: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     return np.dstack((_rgb(image), alpha))
 
 
-def _write_png(image: np.ndarray, quality: int, icc: bytes | None) -> bytes:
-    return png.write(image, icc if image.ndim == 3 else None)
+class _Extras(NamedTuple):
+    """How to write, and what beside the pixels. No `icc` for a grey image: it would describe colours."""
+
+    quality: int
+    subsampling: Subsampling | None
+    icc: bytes | None
+    metadata: Metadata | None
 
 
-def _write_jpeg(image: np.ndarray, quality: int, icc: bytes | None) -> bytes:
+def _write_png(image: np.ndarray, extras: _Extras) -> bytes:
+    return png.write(image, extras.icc, meta.png_chunks(extras.metadata) if extras.metadata else ())
+
+
+def _write_jpeg(image: np.ndarray, extras: _Extras) -> bytes:
+    quality = extras.quality
     if image.ndim == 2:
-        return _with_icc(simplejpeg.encode_jpeg(image[:, :, np.newaxis], quality, "GRAY", "Gray"), None)
-    if image.shape[2] == 4:
-        opacity = image[:, :, 3:].astype(np.uint16)
-        image = ((image[:, :, :3] * opacity + 255 * (255 - opacity) + 127) // 255).astype(np.uint8)
-    return _with_icc(simplejpeg.encode_jpeg(image, quality, "RGB", "444" if quality >= FULL_COLOUR else "420"), icc)
+        file = simplejpeg.encode_jpeg(image[:, :, np.newaxis], quality, "GRAY", "Gray")
+    else:
+        if image.shape[2] == 4:
+            opacity = image[:, :, 3:].astype(np.uint16)
+            image = ((image[:, :, :3] * opacity + 255 * (255 - opacity) + 127) // 255).astype(np.uint8)
+        file = simplejpeg.encode_jpeg(image, quality, "RGB", extras.subsampling or _subsampling(quality))
+        file = _with_icc(file, extras.icc)
+    return meta.into_jpeg(file, extras.metadata) if extras.metadata else file
+
+
+def _subsampling(quality: int) -> Subsampling:
+    return "444" if quality >= FULL_COLOUR else "420"
 
 
 def _with_icc(jpeg: bytes, icc: bytes | None) -> bytes:
@@ -259,20 +291,21 @@ def _with_icc(jpeg: bytes, icc: bytes | None) -> bytes:
     return b"".join((jpeg[:head], *app2, jpeg[head:]))
 
 
-def _write_webp(image: np.ndarray, quality: int, icc: bytes | None) -> bytes:
-    return _save(image, icc, "WEBP", quality=quality, method=2)
+def _write_webp(image: np.ndarray, extras: _Extras) -> bytes:
+    return _save(image, extras, "WEBP", method=2)
 
 
-def _write_avif(image: np.ndarray, quality: int, icc: bytes | None) -> bytes:
-    return _save(image, icc, "AVIF", quality=quality, speed=9, max_threads=1)
+def _write_avif(image: np.ndarray, extras: _Extras) -> bytes:
+    return _save(image, extras, "AVIF", speed=9, max_threads=1)
 
 
-def _save(image: np.ndarray, icc: bytes | None, format: str, **options: int) -> bytes:
+def _save(image: np.ndarray, extras: _Extras, format: str, **options: int) -> bytes:
     file = io.BytesIO()
-    Image.fromarray(image).save(file, format, icc_profile=icc if image.ndim == 3 else None, **options)
+    exif = (extras.metadata and extras.metadata.exif) or b""
+    Image.fromarray(image).save(file, format, quality=extras.quality, icc_profile=extras.icc, exif=exif, **options)
     return file.getvalue()
 
 
-_WRITERS: Mapping[str, Callable[[np.ndarray, int, bytes | None], bytes]] = {
+_WRITERS: Mapping[str, Callable[[np.ndarray, _Extras], bytes]] = {
     "png": _write_png, "jpeg": _write_jpeg, "webp": _write_webp, "avif": _write_avif,
 }  # fmt: skip

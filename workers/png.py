@@ -11,6 +11,7 @@ inflates at most what the header promises; libpng then undoes the filters from a
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import imagecodecs
@@ -29,8 +30,9 @@ _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), 
 _STORED = 65_535  # the most bytes of one stored deflate block
 
 
-def write(image: np.ndarray, icc: bytes | None = None) -> bytes:
-    """A PNG file of uint8 H x W (grey), H x W x 3 (RGB) or H x W x 4 (RGBA)."""
+def write(image: np.ndarray, icc: bytes | None = None, more: Sequence[tuple[bytes, bytes]] = ()) -> bytes:
+    """A PNG file of uint8 H x W (grey), H x W x 3 (RGB) or H x W x 4 (RGBA). `more`: further chunks before the pixels,
+    as (name, body)."""
     height, width = image.shape[:2]
     channels = 1 if image.ndim == 2 else image.shape[2]
     header = struct.pack(">IIBBBBB", width, height, 8, _COLOUR_TYPES[channels], 0, 0, 0)
@@ -38,6 +40,8 @@ def write(image: np.ndarray, icc: bytes | None = None) -> bytes:
     parts = [SIGNATURE, *_chunk(b"IHDR", header)]
     if icc:
         parts += _chunk(b"iCCP", b"ICC profile\0\0" + isal_zlib.compress(icc, 1))
+    for name, body in more:
+        parts += _chunk(name, body)
     parts += _chunk(b"IDAT", isal_zlib.compress(_filter(rows, channels), 1))
     parts += _chunk(b"IEND", b"")
     return b"".join(parts)

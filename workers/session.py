@@ -31,6 +31,7 @@ from core.errors import BadOutput, Cancelled, ErrorInfo, ImagePoolError, Invalid
 from core.model import ModelSpec
 from core.request import ImagePart, Span
 from models.base import Adapter, Item, Output
+from models.calls import lacks_memory
 from workers import codecs
 from workers.arena import ArenaView
 from workers.channel import WorkerEnd
@@ -51,6 +52,7 @@ from workers.messages import (
     RunItem,
     Stop,
 )
+from workers.metadata import Metadata
 
 PROGRESS_EVERY = 0.1  # seconds between two progress messages of one job
 BROKEN_DEVICE = 70  # exit code of a process whose CUDA context is beyond repair
@@ -62,6 +64,7 @@ class Decoded:
 
     item: Item
     icc: bytes | None = None
+    metadata: Metadata | None = None
     seconds: float = 0.0
 
 
@@ -185,7 +188,7 @@ class Session:
         began = time.perf_counter()
         self._refuse_dropped(batch, item.job)
         part = item.images[0]
-        picture = codecs.decode(self._bytes(part), part.header)
+        picture = codecs.decode(self._bytes(part), part.header, keep_metadata=item.format.keep_metadata)
         mask = None
         for other in item.images[1:]:
             if other.role == "mask":
@@ -197,7 +200,7 @@ class Session:
                 item.params, image=picture.image, mask=mask, alpha=picture.alpha,
                 report=self._reporter(item.job), cancelled=lambda: (batch, item.job) in self._dropped,
             ),
-            icc=picture.icc,
+            icc=picture.icc, metadata=picture.metadata,
         )
         decoded.seconds = time.perf_counter() - began
         return decoded
@@ -279,7 +282,6 @@ class Session:
                 outputs = adapter.run(items)
             if len(outputs) != len(items):
                 raise BadOutput(f"model '{spec.name}' answered {len(outputs)} results for {len(items)} images")
-            return list(outputs)
         except self._out_of_memory:
             raise
         except Exception as fault:
@@ -288,6 +290,13 @@ class Session:
             self._leave_broken_device()
             if len(items) == 1 or spec.name not in self._adapters:
                 return [self._info(fault, job, spec) for job in jobs]
+        else:
+            if any(isinstance(output, Exception) and not isinstance(output, ImagePoolError) for output in outputs):
+                self._leave_broken_device()
+            return [
+                self._info(output, job, spec) if isinstance(output, Exception) else output
+                for output, job in zip(outputs, jobs, strict=True)
+            ]
         return [self._run_guarded(spec, [item], [job])[0] for item, job in zip(items, jobs, strict=True)]
 
     def _leave_broken_device(self) -> None:
@@ -334,7 +343,8 @@ class Session:
                 height, width = image.shape[:2]
                 kind = str(item.format.format)
                 data = codecs.encode(
-                    image, item.format.format, quality=item.format.quality, icc=decoded.icc,
+                    image, item.format.format, quality=item.format.quality, subsampling=item.format.subsampling,
+                    icc=decoded.icc, metadata=decoded.metadata,
                     alpha=decoded.item.alpha if image.ndim == 3 and image.shape[2] == 3 else None,
                 )
             room = self._arena.room(item.output)
@@ -379,11 +389,6 @@ class Session:
 
     def _info(self, fault: Exception, job: str, spec: ModelSpec) -> ErrorInfo:
         return self._known(fault, job, spec).info()
-
-
-def lacks_memory(fault: Exception) -> bool:
-    """Whether it says, in other words than torch, that the memory of the device is used up."""
-    return isinstance(fault, RuntimeError) and any(words in str(fault) for words in ("out of memory", "ALLOC_FAILED"))
 
 
 def plain(facts: Mapping[str, Any], spec: ModelSpec) -> dict[str, Any]:

@@ -101,3 +101,11 @@ def test_another_mapping_of_the_same_file_sees_the_bytes_and_no_name_is_left_any
     assert bytes(other.view(span)) == b"hello"
     other.close()
     assert (set(os.listdir("/dev/shm")) if before else set()) <= before  # noqa: PTH208
+
+
+def test_images_that_wait_leave_room_for_results(arena):
+    with pytest.raises(StorageFull):
+        while True:
+            arena.take_input(MIB)
+    assert arena.used <= arena.size // 2
+    assert arena.take(16 * MIB)

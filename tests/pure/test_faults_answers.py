@@ -115,7 +115,7 @@ async def submitted(server: Server) -> dict[str, str]:
     i2ii = await server.client.post("/edit", data={"prompt": "make it warmer"}, files={"image": image}, headers=MINE)
     found = {"jobs": native.json()["id"], "i2ii": i2ii.json()["request_id"]}
     for method, path in await routes(server):
-        if method == "post" and path.startswith("/api/"):
+        if method == "post" and path.startswith("/api/v1/images/"):
             answer = await server.client.post(path, files={"file": image}, headers=MINE)
             assert answer.status_code < 300, answer.text
             found["imagen"] = re.search(r"[0-9a-f-]{36}", answer.text)[0]  # type: ignore[index]

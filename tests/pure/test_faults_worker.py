@@ -45,10 +45,10 @@ def test_no_memory_for_one_image_while_it_is_decoded_fails_that_job_alone(tmp_pa
 
     real = codecs.decode
 
-    def decode(data, header):
+    def decode(data, header, **more):
         if len(data) == len(large):
             raise MemoryError
-        return real(data, header)
+        return real(data, header, **more)
 
     large = png(1, 64, 64)
     monkeypatch.setattr(codecs, "decode", decode)

@@ -29,7 +29,8 @@ MAY_IMPORT = {
 }
 MASTER = ("core", "scheduler", "store", "engine", "api", "server")
 CHILD = ("workers/process*.py", "workers/session*.py")  # they may run models
-INSIDE = ("workers/session*.py", "workers/codecs*.py", "workers/png*.py")  # imported once the child has its device
+# Imported once the child has its device.
+INSIDE = ("workers/session*.py", "workers/codecs*.py", "workers/png*.py", "workers/metadata*.py")
 WEB = {"fastapi", "starlette", "uvicorn"}
 PIXELS = {"numpy", "cv2", "PIL", "imagecodecs"}
 IMPURE = {"asyncio", "threading", "multiprocessing", "subprocess", "time", "socket"}

@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 import torch
 from engine_kit import STUB, png
+from image_kit import chunk, insert_after_header
 
+from core.errors import Cancelled, OutOfMemory
 from core.header import read_header
 from core.request import ImagePart, OutputFormat
 from models.base import Adapter, Output
@@ -181,3 +183,45 @@ def test_a_device_that_answers_every_call_with_an_error_ends_its_process(tmp_pat
         assert left.value.code
     else:
         assert bench.answers(bench.item("a"))["a"].error.code == "model_failed"
+
+
+def test_an_exception_in_place_of_an_output_fails_that_item_alone_without_a_second_run(tmp_path):
+    runs = []
+
+    class Frail(Adapter):
+        def run(self, items):
+            runs.append(len(items))
+            faults = [None, ValueError("secret"), Cancelled("gone"), OutOfMemory("too large; send a smaller one")]
+            return [fault or Output(np.full_like(item.image, 7)) for item, fault in zip(items, faults, strict=True)]
+
+    bench = Bench(tmp_path, Frail)
+    answers = bench.answers(*(bench.item(job) for job in "abcd"))
+    codes = {job: answer.error and answer.error.code for job, answer in answers.items()}
+    assert codes == {"a": None, "b": "model_failed", "c": "cancelled", "d": "out_of_memory"} and runs == [4]
+    assert "secret" not in answers["b"].error.message
+
+
+def test_a_fault_that_only_one_item_was_told_still_ends_a_process_whose_device_is_beyond_repair(tmp_path, monkeypatch):
+    class Faulty(Adapter):
+        def run(self, items):
+            return [RuntimeError("CUDA error: an illegal memory access was encountered")]
+
+    def ends(*_):
+        raise SystemExit(70)
+
+    bench = Bench(tmp_path, Faulty)
+    bench.session._device = torch.device("cuda:0")
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: (_ for _ in ()).throw(RuntimeError("CUDA error")))
+    monkeypatch.setattr(session_module.os, "_exit", ends)
+    with pytest.raises(SystemExit):
+        bench.run(bench.item("a"))
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_metadata_goes_from_input_to_output_when_it_is_to_be_kept(tmp_path, keep):
+    data = insert_after_header(png(), chunk(b"tEXt", b"parameters\0a cat"))
+    bench = Bench(tmp_path)
+    item = bench.item("a", data)
+    (done,) = bench.answers(replace(item, format=OutputFormat(keep_metadata=keep))).values()
+    result = bytes(bench.arena.view(item.output)[: done.size])
+    assert (b"parameters\0a cat" in result) is keep

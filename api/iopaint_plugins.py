@@ -1,0 +1,122 @@
+"""IOPaint's plugins, as far as our models do the same, and its mask tool.
+
+RemoveBG cuts out, or gives the mask of what it would cut out; RealESRGAN enlarges. A mask comes back as the page draws
+one: its brush colour on nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import JSONResponse, Response
+
+from api.images import read_image
+from api.iopaint_desk import Desk
+from api.iopaint_schema import AdjustMask, Lenient, Refused, RunPlugin, SwitchPluginModel, answers, read, takes
+from core.errors import InvalidParameter
+from core.model import Catalogue
+from core.request import ImagePart, OutputFormat
+from engine.engine import Engine
+from engine.permit import Permit
+
+MASK_MODEL = "mask_tools"
+
+
+@dataclass(frozen=True, slots=True)
+class Plugin:
+    """A plugin of IOPaint's and the model that stands for it. `mask`: the parameters that make it give a mask."""
+
+    name: str
+    model: str
+    mask: Mapping[str, Any] | None = None
+
+    @property
+    def gives_mask(self) -> bool:
+        return self.mask is not None
+
+    def params(self, body: RunPlugin) -> dict[str, Any]:
+        """The parameters of a run that gives an image. Raises `InvalidParameter`."""
+        if self.name != "RealESRGAN":
+            return {}
+        if body.scale not in (2, 4):
+            raise InvalidParameter("scale must be 2 or 4", parameter="scale")
+        return {"scale": int(body.scale)}
+
+
+PLUGINS = (Plugin("RemoveBG", "background_remove", {"output": "mask"}), Plugin("RealESRGAN", "upscale"))
+
+
+def offered(catalogue: Catalogue) -> list[Plugin]:
+    """Those whose model this server offers."""
+    return [plugin for plugin in PLUGINS if plugin.model in catalogue]
+
+
+def router(engine: Engine, desk: Desk) -> APIRouter:
+    """The routes."""
+    routes = APIRouter(tags=["iopaint"])
+    plugins = {plugin.name: plugin for plugin in offered(engine.catalogue)}
+
+    def find(name: str, *, mask: bool) -> Plugin:
+        plugin = plugins.get(name)
+        if plugin is None:
+            raise Refused(422, "Plugin not found")
+        if mask and not plugin.gives_mask:
+            raise Refused(422, "Plugin does not support output image")  # IOPaint's words
+        return plugin
+
+    def described(kind: type[Lenient], name: str, about: str) -> dict[str, Any]:
+        return {
+            "operation_id": f"iopaint_{name}", "summary": about, "response_class": Response,
+            "openapi_extra": takes(kind), "responses": answers("image/png"),
+        }  # fmt: skip
+
+    async def tool(
+        request: Request, mask: ImagePart, operate: str, kernel_size: int = 0, permit: Permit | None = None
+    ) -> Response:
+        plain = replace(mask, role="image", header=replace(mask.header, alpha=False))
+        params = {"operate": operate, "kernel_size": kernel_size}
+        _, result = await desk.run(request, MASK_MODEL, (plain,), params, permit=permit)
+        return Response(bytes(result.data), media_type="image/png")
+
+    @routes.post("/api/v1/adjust_mask", **described(AdjustMask, "adjust_mask", "Grow, shrink or reverse a mask"))
+    async def adjust_mask(request: Request) -> Response:
+        with desk.visit(request) as permit:
+            body = read(AdjustMask, await request.body())
+            with desk.watch(request):
+                mask = await desk.part(request, body.mask, "mask")
+                return await tool(request, mask, body.operate, body.kernel_size, permit)
+
+    @routes.post("/api/v1/run_plugin_gen_mask", **described(RunPlugin, "run_plugin_gen_mask", "Mask what it finds"))
+    async def gen_mask(request: Request) -> Response:
+        with desk.visit(request) as permit:
+            body = read(RunPlugin, await request.body())
+            plugin = find(body.name, mask=True)
+            with desk.watch(request):
+                image = await desk.part(request, body.image)
+                _, found = await desk.run(request, plugin.model, (image,), plugin.mask or {}, permit=permit)
+                return await tool(request, read_image(bytes(found.data), "mask"), "brush")
+
+    @routes.post("/api/v1/run_plugin_gen_image", **described(RunPlugin, "run_plugin_gen_image", "Let it change aimage"))
+    async def gen_image(request: Request) -> Response:
+        with desk.visit(request) as permit:
+            body = read(RunPlugin, await request.body())
+            plugin = find(body.name, mask=False)
+            with desk.watch(request):
+                image = await desk.part(request, body.image)
+                output = OutputFormat("png", keep_metadata=True)
+                _, found = await desk.run(request, plugin.model, (image,), plugin.params(body), output, permit)
+                return Response(bytes(found.data), media_type="image/png")
+
+    @routes.post("/api/v1/switch_plugin_model", operation_id="iopaint_switch_plugin_model", response_model=None,
+                 summary="Choose a plugin's model", openapi_extra=takes(SwitchPluginModel), responses=answers())
+    async def switch(request: Request) -> Response:
+        body = read(SwitchPluginModel, await request.body())
+        plugin = plugins.get(body.plugin_name)
+        if plugin is not None and body.model_name != plugin.model:
+            raise Refused(422, f"{plugin.name} has one model here: {plugin.model}")
+        return JSONResponse(None)
+
+    return routes

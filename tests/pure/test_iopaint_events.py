@@ -1,0 +1,199 @@
+"""The page's events: Socket.IO over long polling, told to the page whose request they are about."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+
+from api import iopaint_events
+from api.iopaint_events import KEPT, MAX_SESSIONS, PING_EVERY, PING_TIMEOUT, Events
+from tests.pure.dialect_kit import Server, until
+from tests.pure.iopaint_kit import inpaint, world
+from workers.messages import JobProgress
+
+QUERY = {"EIO": "4", "transport": "polling"}
+FINISHED = '42["diffusion_finish"]'
+
+
+class Browser:
+    """A page of some browser at some address, polling by hand."""
+
+    def __init__(self, server: Server, address: str = "10.0.0.1") -> None:
+        app = server.client._transport.app  # type: ignore[attr-defined]
+        transport = httpx.ASGITransport(app, client=(address, 50_000))
+        self.client = httpx.AsyncClient(transport=transport, base_url="http://pool")
+        self.query = dict(QUERY)
+
+    async def open(self) -> dict[str, Any]:
+        answer = await self.client.get("/socket.io/", params=self.query)
+        assert answer.text[0] == "0"
+        told: dict[str, Any] = json.loads(answer.text[1:])
+        self.query["sid"] = told["sid"]
+        return told
+
+    async def connect(self) -> Browser:
+        await self.open()
+        assert (await self.send("40")).text == "ok"
+        assert (await self.poll()).startswith('40{"sid":')
+        return self
+
+    async def send(self, payload: str) -> httpx.Response:
+        return await self.client.post("/socket.io/", params=self.query, content=payload)
+
+    async def poll(self) -> str:
+        return (await self.client.get("/socket.io/", params=self.query)).text
+
+    async def inpaint(self) -> None:
+        assert (await inpaint(SimpleNamespace(client=self.client))).status_code == 200  # type: ignore[arg-type]
+
+
+async def test_the_handshake_is_iopaint_s_without_the_web_socket(tmp_path: Path) -> None:
+    async with world(tmp_path) as server:
+        told = await Browser(server).open()
+    sid = told.pop("sid")
+    assert len(sid) > 15
+    assert told == {"upgrades": [], "pingInterval": 25_000, "pingTimeout": 20_000, "maxPayload": 1_000_000}
+
+
+async def test_the_end_of_a_request_is_told_to_its_browser_and_to_nobody_else(tmp_path: Path) -> None:
+    async with world(tmp_path) as server:
+        one = await Browser(server).connect()
+        neighbour = await Browser(server).connect()  # of the same address
+        polls = [asyncio.create_task(page.poll()) for page in (one, neighbour)]
+        await one.inpaint()
+        assert await polls[0] == FINISHED
+        await neighbour.inpaint()
+        assert await polls[1] == FINISHED
+
+
+async def test_what_a_script_does_is_told_to_the_pages_of_its_address(tmp_path: Path) -> None:
+    async with world(tmp_path) as server:
+        here, there = await Browser(server, "10.0.0.1").connect(), await Browser(server, "10.0.0.2").connect()
+        await Browser(server, "10.0.0.1").inpaint()
+        await there.inpaint()
+        await there.inpaint()
+        assert await here.poll() == FINISHED
+        assert await there.poll() == f"{FINISHED}\x1e{FINISHED}"
+
+
+async def test_progress_is_told_in_steps_each_once(tmp_path: Path) -> None:
+    async with world(tmp_path, workers=("cpu:0",)) as server:
+        page = await Browser(server).connect()
+        server.pool.hold()
+        request = asyncio.create_task(page.inpaint())
+        await server.until_ran()
+        for fraction in (0.0, 0.01, 0.5, 0.505, 1.0):
+            server.pool.say("cpu:0", JobProgress(server.ran[0].job, fraction))
+        server.pool.release()
+        await request
+        told = [json.loads(packet[2:]) for packet in (await page.poll()).split("\x1e")]
+    steps = [event[1]["step"] for event in told[:-1]]
+    assert steps == [0, 25, 49] and {event[0] for event in told[:-1]} == {"diffusion_progress"}
+    assert told[-1] == ["diffusion_finish"]
+
+
+async def test_a_poll_that_a_newer_one_replaces_takes_no_event_with_it(tmp_path: Path) -> None:
+    async with world(tmp_path) as server:
+        page = await Browser(server).connect()
+        old = asyncio.create_task(page.poll())
+        await asyncio.sleep(0)
+        new = asyncio.create_task(page.poll())
+        assert await old == "6"
+        await page.inpaint()
+        assert await new == FINISHED
+
+
+async def test_nothing_for_long_is_a_ping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(iopaint_events, "PING_EVERY", 0.01)
+    async with world(tmp_path) as server:
+        page = await Browser(server).connect()
+        assert await page.poll() == "2"
+        assert (await page.send("3")).text == "ok"
+
+
+async def test_open_polls_end_when_the_server_goes_away(tmp_path: Path) -> None:
+    async with world(tmp_path) as server:
+        page = await Browser(server).connect()
+        poll = asyncio.create_task(page.poll())
+        await until(server.engine.metrics.http_in_progress._value.get)
+        server.engine.drain()
+        assert await poll == "1"
+
+
+@pytest.mark.parametrize(("query", "code"), [
+    ({"EIO": "3"}, 5), ({"transport": "websocket"}, 0), ({"sid": "unknown"}, 1),
+])  # fmt: skip
+async def test_what_is_not_understood_is_refused_by_the_protocol_s_numbers(
+    tmp_path: Path, query: dict[str, str], code: int
+) -> None:
+    async with world(tmp_path) as server:
+        for method in ("GET", "POST"):
+            answer = await server.client.request(method, "/socket.io/", params=QUERY | query)
+            assert answer.status_code == 400 and answer.json()["code"] == code
+
+
+async def test_a_post_needs_a_session_and_a_measure(tmp_path: Path) -> None:
+    async with world(tmp_path) as server:
+        assert (await server.client.post("/socket.io/", params=QUERY, content="40")).json()["code"] == 2
+        page = await Browser(server).connect()
+        assert (await page.send("4" * 1_000_001)).json()["code"] == 3
+
+
+async def test_a_namespace_that_is_not_there_is_refused_and_events_of_the_page_do_nothing(tmp_path: Path) -> None:
+    async with world(tmp_path) as server:
+        page = await Browser(server).connect()
+        await page.send('42["shutdown",{}]\x1e40/admin,{"a":1}')
+        assert await page.poll() == '44/admin,{"message":"Invalid namespace"}'
+
+
+async def test_a_page_that_leaves_is_forgotten(tmp_path: Path) -> None:
+    async with world(tmp_path) as server:
+        page = await Browser(server).connect()
+        await page.send("1")
+        answer = await page.client.get("/socket.io/", params=page.query)
+        assert answer.status_code == 400 and answer.json()["code"] == 1
+
+
+def request(address: str = "10.0.0.1", **cookies: str) -> Any:
+    client = SimpleNamespace(host=address)
+    return SimpleNamespace(cookies=cookies, client=client, scope={}, query_params={})
+
+
+async def test_sessions_and_their_packets_are_bounded() -> None:
+    now = 0.0
+    events = Events(SimpleNamespace(), lambda: now)  # type: ignore[arg-type]
+    session = events.open(request())
+    events.receive(session, "40")
+    for _ in range(10 * KEPT):
+        events.emit(request(), "diffusion_finish")
+    assert len(session.packets) == KEPT
+    for _ in range(MAX_SESSIONS + 50):
+        events.open(request())
+    assert len(events) == MAX_SESSIONS and session.closed
+    now = PING_EVERY + PING_TIMEOUT + 1
+    events.open(request())
+    assert len(events) == 1
+
+
+async def test_a_client_of_the_protocol_that_others_wrote_hears_it(tmp_path: Path) -> None:
+    socketio = pytest.importorskip("socketio")
+    pytest.importorskip("aiohttp")
+    from tests.process.door_kit import listen
+
+    async with world(tmp_path) as server:
+        app = server.client._transport.app  # type: ignore[attr-defined]
+        async with listen(app, server.engine.settings) as port:
+            client, heard = socketio.AsyncClient(), asyncio.Event()
+            client.on("diffusion_finish", handler=lambda *_: heard.set())
+            await client.connect(f"http://127.0.0.1:{port}")
+            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as http:
+                assert (await inpaint(SimpleNamespace(client=http))).status_code == 200  # type: ignore[arg-type]
+            await until(heard.is_set)
+            assert client.transport() == "polling"
+            await client.disconnect()

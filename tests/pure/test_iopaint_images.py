@@ -1,0 +1,47 @@
+"""base64 as clients write it: what IOPaint's decoder takes, ours takes, and gives the same bytes."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from api.iopaint_images import PIECE, decode, encode
+from core.errors import InvalidImage
+
+DATA = bytes(range(256)) * 3 + b"\xfb\xff\xfe?"
+TEXT = base64.b64encode(DATA).decode()
+
+
+@pytest.mark.parametrize("text", [
+    TEXT,
+    base64.encodebytes(DATA).decode(),
+    TEXT.rstrip("="),
+    TEXT + "\n",
+    TEXT + "garbage after the end",
+    base64.urlsafe_b64encode(DATA).decode(),
+    "*" + TEXT[:9] + "$\u00e9 \t\r\n猫" + TEXT[9:],
+    f"data:image/png;base64,{TEXT}",
+    f"DATA:image/anything;BASE64,{TEXT}",
+    f"data:image/png;charset=utf-8;name=a.png;base64,{TEXT}",
+    f"data:application/octet-stream;base64,{TEXT}",
+])
+async def test_every_way_of_writing_base64_is_read(text: str) -> None:
+    assert TEXT.endswith("=") and "+" in TEXT and "/" in TEXT
+    assert await decode(text, "image") == DATA
+
+
+@pytest.mark.parametrize("text", ["A", "AAAAA", "data:image/png,abcd", "data:text/html;base64,abcd", "data:image/png"])
+async def test_what_is_no_base64_is_refused(text: str) -> None:
+    with pytest.raises(InvalidImage, match="mask"):
+        await decode(text, "mask")
+
+
+@given(st.binary(max_size=200), st.integers(-2, 2))
+def test_pieces_join_without_a_seam(data: bytes, off: int) -> None:
+    whole = data + b"\x55" * (PIECE // 4 * 3 + off)
+    assert asyncio.run(decode(base64.b64encode(whole).decode(), "image")) == whole
+    assert asyncio.run(encode(whole)) == base64.b64encode(whole)

@@ -1,0 +1,49 @@
+"""Which jobs may share a batch: those of one size, or, where the model takes mixed sizes, of one resolution class."""
+
+from __future__ import annotations
+
+import pytest
+
+from core.header import ImageHeader
+from core.model import ModelSpec, read_spec
+from core.request import ImagePart
+from core.ticket import Group
+
+CAPS = ((512, 16), (1024, 8), (2048, 2))
+HEAD = 'adapter = "models.lama:Lama"\ntask = "inpaint"\npad = 8\nmax_batch = 12\n'
+MIXED = read_spec(HEAD + "mixed_sizes = true", "mixed")
+
+
+def group(spec: ModelSpec, width: int, height: int, caps: tuple[tuple[int, int], ...] = CAPS, turn: int = 1) -> Group:
+    return spec.group(ImagePart("image", b"", ImageHeader("png", width, height, turn), 1), {}, caps)
+
+
+@pytest.mark.parametrize(("width", "height", "side", "limit"), [
+    (1, 1, 512, 12), (512, 512, 512, 12), (1024, 256, 512, 12), (513, 512, 1024, 8), (800, 600, 1024, 8),
+    (1025, 1024, 2048, 2), (2048, 2048, 2048, 2), (2049, 2048, 4096, 1), (16_000, 16_000, 16_384, 1),
+])  # fmt: skip
+def test_mixed_sizes_are_grouped_by_the_least_square_that_holds_them(
+    width: int, height: int, side: int, limit: int
+) -> None:
+    found = group(MIXED, width, height)
+    assert (found.height, found.width, found.limit) == (side, side, limit)
+
+
+def test_images_of_one_class_share_a_group_whatever_their_shape_and_turn() -> None:
+    assert group(MIXED, 300, 200) == group(MIXED, 511, 512) == group(MIXED, 77, 900, turn=6)
+    assert group(MIXED, 300, 200) != group(MIXED, 600, 512)
+
+
+def test_without_caps_there_are_classes_all_the_same() -> None:
+    assert group(MIXED, 300, 200, ()).height == 512 and group(MIXED, 600, 600, ()).height == 1024
+
+
+def test_other_models_are_grouped_by_their_padded_size() -> None:
+    plain = read_spec(HEAD, "plain")
+    assert (group(plain, 300, 203).height, group(plain, 300, 203).width) == (208, 304)
+    assert group(plain, 300, 200) != group(plain, 308, 200)
+
+
+def test_mixed_sizes_is_true_or_false() -> None:
+    with pytest.raises(ValueError, match="mixed_sizes"):
+        read_spec(HEAD + "mixed_sizes = 3", "mine")
