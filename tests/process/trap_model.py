@@ -46,9 +46,9 @@ class Trap(Stub):
         self._spring("load")
         decode, encode, send = codecs.decode, codecs.encode, WorkerEnd.send
 
-        def trapped_decode(*args: Any) -> codecs.Picture:
+        def trapped_decode(*args: Any, **options: Any) -> codecs.Picture:
             self._spring("decode")
-            return decode(*args)
+            return decode(*args, **options)
 
         def trapped_encode(*args: Any, **options: Any) -> bytes:
             self._spring("encode")
