@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import binascii
-from typing import Literal
 
 from starlette.datastructures import UploadFile
 
 from core.errors import BadRequest, InvalidImage, InvalidParameter, TooLarge, UnsupportedEncoding
 from core.header import read_header
-from core.request import ImagePart
+from core.request import ImagePart, Role
 
-Role = Literal["image", "mask"]
 MEDIA_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp", "avif": "image/avif"}
 
 _SPACE = b" \t\r\n\v\f"

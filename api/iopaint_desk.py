@@ -9,14 +9,13 @@ from typing import Any
 from starlette.requests import Request
 
 from api.auth import Caller, caller
-from api.images import Role
 from api.iopaint_images import read_part
 from api.limits import content_length, file_limit
 from api.run import Watch
 from core.errors import UnknownModel
 from core.job import Job
 from core.model import ModelSpec
-from core.request import ImagePart, ImageRequest, OutputFormat
+from core.request import ImagePart, ImageRequest, OutputFormat, Role
 from core.settings import Settings
 from engine.engine import Engine
 from engine.permit import Permit

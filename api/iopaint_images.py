@@ -14,11 +14,11 @@ from dataclasses import replace
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from api.images import Role, read_image
+from api.images import read_image
 from api.iopaint_schema import Refused
 from core.errors import BadRequest, InvalidImage, InvalidParameter, TooLarge
 from core.headers import png
-from core.request import ImagePart
+from core.request import ImagePart, Role
 
 PIECE = 1 << 20  # characters at a time, a multiple of 4; about half a millisecond
 MAX_TEXT = 64 << 10  # bytes of a PNG's text

@@ -86,6 +86,8 @@ def model_json(spec: ModelSpec, settings: Settings) -> dict[str, Any]:
         "description": spec.description,
         "method": spec.method,
         "needs_mask": spec.needs_mask,
+        "takes": {role: list(counts) for role, counts in spec.parts.items()},
+        "stepped": spec.stepped,
         "params": {name: _param_json(param) for name, param in spec.params.items()},
         "required": [name for name, param in spec.params.items() if param.required],
         "limits": {

@@ -65,7 +65,8 @@ SCHEMAS: dict[str, Any] = {
     ),
     "JobPage": _object(jobs={"type": "array", "items": _ref("Job")}, next=_nullable(TEXT)),
     "Model": _object(
-        name=TEXT, version=TEXT, task=TEXT, description=TEXT, method=TEXT, needs_mask={"type": "boolean"},
+        name=TEXT, version=TEXT, task=TEXT, description=TEXT, method=TEXT,
+        needs_mask={"type": "boolean"}, takes=ANY_OBJECT, stepped={"type": "boolean"},
         params={"type": "object", "additionalProperties": ANY_OBJECT}, required={"type": "array", "items": TEXT},
         limits=ANY_OBJECT,
     ),

@@ -13,29 +13,28 @@ from starlette.requests import Request
 
 from api import strict_json
 from api.auth import Caller
-from api.images import Role, check_mask, decode_base64, read_image
+from api.images import check_mask, decode_base64, read_image
 from api.options import read_options, single
 from core.errors import BadRequest, InvalidParameter, TooLarge, UnsupportedEncoding
 from core.model import Catalogue, ModelSpec
-from core.request import ImagePart, ImageRequest
+from core.request import ROLES, ImagePart, ImageRequest, Role
 
 MAX_IMAGES = 16
 MAX_FIELDS = 64
 MAX_FIELD = 256 << 10
 MAX_QUERY = 64
-ROLES: dict[str, Role] = {"image": "image", "image[]": "image", "mask": "mask"}
+FIELDS: dict[str, Role] = {role: role for role in ROLES} | {f"{role}[]": role for role in ROLES}
 
 
 @dataclass(slots=True)
 class Submission:
     """What was sent: images still encoded, fields still unchecked."""
 
-    images: list[bytes] = field(default_factory=list)
-    masks: list[bytes] = field(default_factory=list)
+    images: dict[Role, list[bytes]] = field(default_factory=lambda: {role: [] for role in ROLES})
     fields: dict[str, Any] = field(default_factory=dict)
 
     def add_image(self, role: Role, data: bytes) -> None:
-        (self.images if role == "image" else self.masks).append(data)
+        self.images[role].append(data)
 
     def add_field(self, name: str, value: Any) -> None:
         self.fields[name] = single(name, value, self.fields)
@@ -98,11 +97,13 @@ async def read_form(found: Submission, headers: Headers, body: AsyncIterator[byt
             raise BadRequest("the multipart body ends before its last boundary; it was cut off or names another one")
         for name, value in form.multi_items():
             if isinstance(value, UploadFile):
-                role = ROLES.get(name)
+                role = FIELDS.get(name)
                 if role is None:
-                    raise InvalidParameter(f"a file goes into image or mask, not '{name[:64]}'", parameter=name[:64])
+                    raise InvalidParameter(
+                        f"a file goes into {', '.join(ROLES)}, not '{name[:64]}'", parameter=name[:64]
+                    )
                 found.add_image(role, _limited(await value.read(), role, max_file))
-            elif name in ROLES:
+            elif name in FIELDS:
                 raise InvalidParameter(f"'{name}' must be a file (a part with a filename)", parameter=name)
             else:
                 found.add_field(name, value)
@@ -115,7 +116,7 @@ def _read_json(found: Submission, body: bytes, max_file: int) -> None:
     if not isinstance(given, dict):
         raise BadRequest("the JSON body must be an object")
     for name, value in given.items():
-        if name not in ROLES:
+        if name not in FIELDS:
             found.add_field(name, value)
             continue
         texts = value if isinstance(value, list) else [] if value is None else [value]
@@ -124,7 +125,7 @@ def _read_json(found: Submission, body: bytes, max_file: int) -> None:
         for text in texts:
             if not isinstance(text, str):
                 raise InvalidParameter(f"'{name}' must be base64 text or a data: URL", parameter=name)
-            found.add_image(ROLES[name], decode_base64(text, ROLES[name], max_bytes=max_file))
+            found.add_image(FIELDS[name], decode_base64(text, FIELDS[name], max_bytes=max_file))
 
 
 def _limited(data: bytes, role: Role, max_file: int) -> bytes:
@@ -160,17 +161,28 @@ def shape_request(
 
 
 def read_parts(spec: ModelSpec, found: Submission, max_file: int, max_pixels: int) -> tuple[ImagePart, ...]:
-    """The image, and the mask where the model takes one. Raises as `shape_request`."""
-    if len(found.images) > MAX_IMAGES:
-        raise _too_many(len(found.images))
-    if len(found.images) != 1:
-        raise InvalidParameter(f"model '{spec.name}' takes one image; {len(found.images)} were sent", parameter="image")
-    if len(found.masks) > 1 or bool(found.masks) != spec.needs_mask:
-        wants = "needs one mask" if spec.needs_mask else "takes no mask"
-        raise InvalidParameter(f"model '{spec.name}' {wants}; {len(found.masks)} were sent", parameter="mask")
-    image = read_image(_limited(found.images[0], "image", max_file), "image", max_pixels=max_pixels)
-    if not found.masks:
-        return (image,)
-    mask = read_image(_limited(found.masks[0], "mask", max_file), "mask", max_pixels=max_pixels)
-    check_mask(image, mask)
-    return image, mask
+    """The images, in the order of their roles, as many of each as the model takes. Raises as `shape_request`."""
+    count = sum(map(len, found.images.values()))
+    if count > MAX_IMAGES:
+        raise _too_many(count)
+    for role, sent in found.images.items():
+        least, most = spec.parts.get(role, (0, 0))
+        if not least <= len(sent) <= most:
+            wants = _wants(role, least, most)
+            raise InvalidParameter(f"model '{spec.name}' {wants}; {len(sent)} were sent", parameter=role)
+    if found.images["mask"] and not found.images["image"]:
+        raise InvalidParameter("a mask belongs to an image; send that too", parameter="mask")
+    parts = {
+        role: [read_image(_limited(data, role, max_file), role, max_pixels=max_pixels) for data in sent]
+        for role, sent in found.images.items()
+    }
+    for mask in parts["mask"]:
+        check_mask(parts["image"][0], mask)
+    return tuple(part for role in ROLES for part in parts[role])
+
+
+def _wants(role: Role, least: int, most: int) -> str:
+    if most == 0:
+        return f"takes no {role}"
+    verb = "needs" if role == "mask" and least else "takes"
+    return f"{verb} one {role}" if least == most == 1 else f"{verb} {least} to {most} images as {role}"

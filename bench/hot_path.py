@@ -199,7 +199,7 @@ class Bench:
         span = Span(4096, len(self.body), 524_288)
         ids = [f"{number:08}-0000-4000-8000-000000000000" for number in range(BATCH)]
         request = self.request(span)
-        items = tuple(RunItem(name, request.images, request.params, request.output, span) for name in ids)
+        items = tuple(RunItem(name, request.images, request.params, request.output, span, (512, 512)) for name in ids)
         batch = RunBatch(7, "echo", items)
         answer = pack([ItemsDone(7, tuple(map(finished, items))), BatchDone(7, 0.009)])
         frames = Frames()

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from core.errors import InvalidParameter, UnknownModel
 from core.recipe import read_recipe
-from core.request import ImagePart
+from core.request import ROLES, ImagePart
 from core.ticket import Group
 from core.weights import Weights, why_unusable
 
@@ -23,8 +23,10 @@ WORDS: Mapping[str, tuple[str, Any]] = {
     "str": ("text", str), "int": ("a whole number", int), "float": ("a number", (int, float)),
     "bool": ("true or false", bool),
 }  # fmt: skip
-REFERENCE_PIXELS = 512 * 512
+REFERENCE_SIDE = 512
+REFERENCE_PIXELS = REFERENCE_SIDE * REFERENCE_SIDE
 MAX_TEXT = 8_192
+MAX_IMAGES = 16  # of one role in a request
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +117,9 @@ class ModelSpec:
     the parameter by which width and height grow. max_output_pixels: bound on the result. preload: loaded before the
     worker says it is ready (the others load at their first batch). mixed_sizes: the adapter takes images of different
     sizes in one batch. weights: the file without which the model is not offered.
+    takes: by role, the least and the most images of a request, where that is not one image (and one mask with
+    `needs_mask`). stepped: its runs share forwards step by step, and a job joins those that run; timeout then bounds
+    one forward. steps_param: the parameter that counts a job's steps.
     """
 
     name: str
@@ -134,6 +139,9 @@ class ModelSpec:
     preload: bool = True
     mixed_sizes: bool = False
     weights: Weights | None = None
+    takes: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    stepped: bool = False
+    steps_param: str | None = None
     params: Mapping[str, Param] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -154,6 +162,12 @@ class ModelSpec:
                 checked[name] = param.default
         return checked
 
+    @property
+    def parts(self) -> dict[str, tuple[int, int]]:
+        """By role, the least and the most images that a request has."""
+        usual = {"image": (1, 1)} | ({"mask": (1, 1)} if self.needs_mask else {})
+        return usual | {role: (least, most) for role, (least, most) in self.takes.items()}
+
     def scale(self, params: Mapping[str, Any]) -> int:
         """By how much width and height grow."""
         return int(params[self.scale_param]) if self.scale_param else 1
@@ -172,21 +186,41 @@ class ModelSpec:
             return self
         return replace(self, options={**self.options, "weights": str(self.weights.file().resolve())})
 
-    def group(self, image: ImagePart, params: Mapping[str, Any], caps: Sequence[tuple[int, int]]) -> Group:
-        """The group of a job. `caps` are (side, items) pairs, ascending: an image of up to side x side pixels may
-        share a batch with at most so many; beyond the last, it runs alone. With `mixed_sizes` the group's height and
-        width are the least side that holds the pixels, beyond the last a power of two times it."""
-        header = image.header
-        height = -(-header.upright_height // self.pad) * self.pad
-        width = -(-header.upright_width // self.pad) * self.pad
+    def canvas(self, image: ImagePart | None, params: Mapping[str, Any]) -> tuple[int, int]:
+        """Height and width of the result: what the parameters `height` and `width` say, where the model has them and
+        they are not 0; else those of the image, upright, times the scale."""
+        height, width = int(params.get("height") or 0), int(params.get("width") or 0)
+        if image is not None:
+            scale = self.scale(params)
+            height = height or image.header.upright_height * scale
+            width = width or image.header.upright_width * scale
+        return height or REFERENCE_SIDE, width or REFERENCE_SIDE
+
+    def group(
+        self, image: ImagePart | None, params: Mapping[str, Any], caps: Sequence[tuple[int, int]]
+    ) -> Group:
+        """The group of a job, which may have no image. `caps` are (side, items) pairs, ascending: an image of up to
+        side x side pixels may share a batch with at most so many; beyond the last, it runs alone. With `mixed_sizes`
+        the group's height and width are the least side that holds the pixels, beyond the last a power of two times it.
+        """
+        if image is None or self.stepped:
+            height, width = self.canvas(image, params)
+        else:
+            height, width = image.header.upright_height, image.header.upright_width
+        height, width = (-(-side // self.pad) * self.pad for side in (height, width))
         cap = next((items for side, items in caps if height * width <= side * side), 1)
         if self.mixed_sizes:
             height = width = _class_side(height * width, caps)
         fixed = tuple((name, params[name]) for name, param in self.params.items() if param.group)
         return Group(self.name, self.version, height, width, fixed=fixed, limit=max(1, min(self.max_batch, cap)))
 
-    def cost(self, image: ImagePart, params: Mapping[str, Any]) -> float:
-        """Relative work: 1.0 for a 512x512 image on a model of work 1.0, whose work is that of growing twofold."""
+    def cost(self, image: ImagePart | None, params: Mapping[str, Any]) -> float:
+        """Relative work: 1.0 for a 512x512 image on a model of work 1.0, whose work is that of growing twofold. A
+        stepped model's `work` is that of one step."""
+        if image is None or self.stepped:
+            height, width = self.canvas(image, params)
+            steps = int(params[self.steps_param]) if self.steps_param else 1
+            return self.work * max(1, steps) * max(0.05, height * width / REFERENCE_PIXELS)
         growth = max(1.0, self.scale(params) ** 2 / 4)
         return self.work * growth * max(0.05, image.header.pixels / REFERENCE_PIXELS)
 
@@ -236,9 +270,24 @@ def _check(spec: ModelSpec) -> None:
             raise ValueError(f"model '{spec.name}': '{field_.name}' must be above 0")
     if not all(spec.adapter.partition(":")):
         raise ValueError(f"model '{spec.name}': 'adapter' must be module:Class, not '{spec.adapter}'")
+    _check_takes(spec)
+    steps = spec.params.get(spec.steps_param) if spec.steps_param else None
+    if spec.steps_param and (steps is None or steps.type != "int" or not (steps.required or steps.default)):
+        raise ValueError(f"model '{spec.name}': 'steps_param' must name a parameter of type int with a default")
     scale = spec.params.get(spec.scale_param) if spec.scale_param else None
     if spec.scale_param and (scale is None or scale.type != "int" or not (scale.required or scale.default)):
         raise ValueError(f"model '{spec.name}': 'scale_param' must name a parameter of type int with a default")
+
+
+def _check_takes(spec: ModelSpec) -> None:
+    wrong = (f"model '{spec.name}': 'takes' must name roles ({', '.join(ROLES)}) with the least and the most images "
+             "of each, as in {image = [0, 1]}")
+    if not isinstance(spec.takes, Mapping):
+        raise ValueError(wrong)
+    for role, counts in spec.takes.items():
+        whole = isinstance(counts, list) and [type(count) for count in counts] == [int, int]
+        if role not in ROLES or not whole or not 0 <= counts[0] <= counts[1] <= MAX_IMAGES:
+            raise ValueError(wrong)
 
 
 def _param(model: str, name: str, raw: Any) -> Param:

@@ -28,12 +28,17 @@ class Span:
     capacity: int
 
 
+Role = Literal["image", "mask", "control", "reference"]
+ROLES: tuple[Role, ...] = ("image", "mask", "control", "reference")
+
+
 @dataclass(frozen=True, slots=True)
 class ImagePart:
-    """One encoded image of a request. `data` is bytes fresh from a dialect, a `Span` of the arena (ephemeral jobs) or
-    the name of a file relative to the outputs folder (durable jobs)."""
+    """One encoded image of a request. Its role: the picture to change, what of it to change, a map that guides the
+    drawing (edges, depth, a pose), or one more picture to look at. `data` is bytes fresh from a dialect, a `Span` of
+    the arena (ephemeral jobs) or the name of a file relative to the outputs folder (durable jobs)."""
 
-    role: Literal["image", "mask"]
+    role: Role
     data: bytes | Span | str
     header: ImageHeader
     size: int  # bytes, encoded
@@ -71,3 +76,8 @@ class ImageRequest:
     dialect: str = "jobs"
     idempotency_key: str | None = None
     client: Mapping[str, Any] = field(default_factory=dict)  # what the dialect wants back in its status answers
+
+    @property
+    def image(self) -> ImagePart | None:
+        """The picture to change; None where one is made from words alone."""
+        return next((part for part in self.images if part.role == "image"), None)

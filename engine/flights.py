@@ -68,7 +68,10 @@ class Flights:
             live.batch_size = len(lives)
             job = live.job
             items.append(
-                RunItem(job.id, job.request.images, job.request.params, job.request.output, places[job.id][1])
+                RunItem(
+                    job.id, job.request.images, job.request.params, job.request.output, places[job.id][1],
+                    live.spec.canvas(job.request.image, job.request.params),
+                )
             )
         return RunBatch(order.batch, group.model, tuple(items))
 

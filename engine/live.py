@@ -47,13 +47,13 @@ class Live:
 def output_size(live: Live) -> int:
     """The most bytes the encoded result can have: raw samples, four channels, plus what encoders add."""
     request = live.job.request
-    image = request.images[0]
-    if live.spec.raw:
+    image = request.image
+    if live.spec.raw and image:
         return image.size + OUTPUT_SLACK
-    scale = live.spec.scale(request.params)
-    samples = image.header.pixels * 4 * scale * scale
+    height, width = live.spec.canvas(image, request.params)
+    samples = height * width * 4
     kept = MAX_METADATA if request.output.keep_metadata else 0
-    return samples + samples // 50 + min(image.size, MAX_ICC) + kept + OUTPUT_SLACK
+    return samples + samples // 50 + min(image.size if image else 0, MAX_ICC) + kept + OUTPUT_SLACK
 
 
 def timings(parts: Mapping[str, float]) -> dict[str, float]:

@@ -113,7 +113,7 @@ class Metrics:
         self._jobs[request.model, job.state.value, request.dialect].inc()
         if job.ended_at is None:
             return
-        size = resolution_class(request.images[0].header.pixels) if request.images else "512"
+        size = resolution_class(request.image.header.pixels) if request.image else "512"
         stages = self._by_job.get((request.model, size)) or self._new_stages(request.model, size)
         stages.total.observe(job.ended_at - job.created_at)
         if job.result is not None:

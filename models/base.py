@@ -23,13 +23,18 @@ def _never() -> bool:
 class Item:
     """One decoded job. `image` is uint8 H x W x 3, RGB, upright; `mask` uint8 H x W (255 = change here) or None;
     `alpha` uint8 H x W or None, the image's own transparency, which the worker puts back onto the result by itself.
-    Raw models (`ModelSpec.raw`) get `data`, the encoded bytes, and no pixels. `report(fraction)` tells progress
-    0.0-1.0; `cancelled()` turns true when nobody wants the result any more."""
+    `control` uint8 H x W x 3 guides the drawing (edges, depth, a pose), `references` are further pictures to look at,
+    of any size; what is made from words alone has no image. `size` is height and width that the result must have. Raw
+    models (`ModelSpec.raw`) get `data`, the encoded bytes, and no pixels. `report(fraction)` tells progress 0.0-1.0;
+    `cancelled()` turns true when nobody wants the result any more."""
 
     params: Mapping[str, Any]
     image: np.ndarray | None = None
     mask: np.ndarray | None = None
     alpha: np.ndarray | None = None
+    control: np.ndarray | None = None
+    references: Sequence[np.ndarray] = ()
+    size: tuple[int, int] = (0, 0)
     data: memoryview | None = None
     report: Callable[[float], None] = _ignore
     cancelled: Callable[[], bool] = _never

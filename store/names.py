@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 
 from core.errors import InternalError, JobNotFound
+from core.request import ROLES
 
 DATABASE = "jobs.sqlite"
 INPUTS = "inputs"
 TEMPORARY = "tmp"
 EXTENSIONS = {"png": "png", "jpeg": "jpg", "webp": "webp", "avif": "avif"}
-ROLES = ("image", "mask")
 
 _ID = r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}"
 _EXTENSION = rf"(?:{'|'.join(EXTENSIONS.values())})"
@@ -47,7 +47,7 @@ def input_name(job_id: str, n: int, role: str, format: str) -> str:
     """`inputs/{job_id}/{n}-{role}.{ext}`, relative to the outputs folder; `n` counts the parts of a request from 0."""
     name = f"{INPUTS}/{check_id(job_id)}/{n}-{role}.{_extension(format)}"
     if not INPUT.fullmatch(name):
-        raise InternalError("an input is named by a number from 0 to 999 and a role of image or mask")
+        raise InternalError("an input is named by a number from 0 to 999 and a known role")
     return name
 
 

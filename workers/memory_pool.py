@@ -145,10 +145,12 @@ class MemoryPool:
         except ImagePoolError as fault:
             return Finished(item.job, error=fault.info())
         self._arena.room(item.output)[: len(data)] = data
-        header = item.images[0].header
-        return Finished(item.job, len(data), item.format.format, header.width, header.height, {"compute": 0.001})
+        height, width = item.size
+        return Finished(item.job, len(data), item.format.format, width, height, {"compute": 0.001})
 
     def _bytes(self, item: RunItem) -> bytes:
+        if not item.images:
+            return b""
         data = item.images[0].data
         if isinstance(data, Span):
             return bytes(self._arena.view(data))

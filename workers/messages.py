@@ -34,13 +34,15 @@ class Boot:
 
 @dataclass(frozen=True, slots=True)
 class RunItem:
-    """One job of a batch. `output` is where the encoded result goes; `images` name file or span, never bytes."""
+    """One job of a batch. `output` is where the encoded result goes, `size` the height and width that it must have;
+    `images` name file or span, never bytes."""
 
     job: str
     images: tuple[ImagePart, ...]
     params: Mapping[str, Any]
     format: OutputFormat
     output: Span
+    size: tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)

@@ -187,21 +187,25 @@ class Session:
     def _decode(self, batch: int, item: RunItem) -> Decoded:
         began = time.perf_counter()
         self._refuse_dropped(batch, item.job)
-        part = item.images[0]
-        picture = codecs.decode(self._bytes(part), part.header, keep_metadata=item.format.keep_metadata)
-        mask = None
-        for other in item.images[1:]:
-            if other.role == "mask":
-                mask = codecs.decode_mask(
-                    self._bytes(other), other.header, (picture.image.shape[1], picture.image.shape[0])
-                )
-        decoded = Decoded(
-            Item(
-                item.params, image=picture.image, mask=mask, alpha=picture.alpha,
-                report=self._reporter(item.job), cancelled=lambda: (batch, item.job) in self._dropped,
-            ),
-            icc=picture.icc, metadata=picture.metadata,
+        wanted = Item(
+            item.params, size=item.size, report=self._reporter(item.job),
+            cancelled=lambda: (batch, item.job) in self._dropped,
         )
+        decoded = Decoded(wanted)
+        for part in item.images:
+            if part.role == "mask" and wanted.image is not None:
+                wanted.mask = codecs.decode_mask(
+                    self._bytes(part), part.header, (wanted.image.shape[1], wanted.image.shape[0])
+                )
+                continue
+            picture = codecs.decode(self._bytes(part), part.header, keep_metadata=item.format.keep_metadata)
+            if part.role == "image":
+                wanted.image, wanted.alpha = picture.image, picture.alpha
+                decoded.icc, decoded.metadata = picture.icc, picture.metadata
+            elif part.role == "control":
+                wanted.control = picture.image
+            else:
+                wanted.references = (*wanted.references, picture.image)
         decoded.seconds = time.perf_counter() - began
         return decoded
 
@@ -402,6 +406,10 @@ def plain(facts: Mapping[str, Any], spec: ModelSpec) -> dict[str, Any]:
     return known
 
 
+def _is_light(given: np.ndarray | None) -> bool:
+    return given is None or bool(given.max() > 32)
+
+
 def check_output(image: np.ndarray | None, item: Item, spec: ModelSpec) -> np.ndarray:
     """The model's answer if it is an image of the size it must have. Raises `BadOutput` with what it is instead."""
     if image is None or not isinstance(image, np.ndarray):
@@ -410,11 +418,9 @@ def check_output(image: np.ndarray | None, item: Item, spec: ModelSpec) -> np.nd
         if np.issubdtype(image.dtype, np.floating) and not np.isfinite(image).all():
             raise BadOutput(f"model '{spec.name}' answered NaN instead of an image; try another seed or fewer effects")
         raise BadOutput(f"model '{spec.name}' answered {image.dtype} samples instead of 8-bit ones")
-    assert item.image is not None
-    scale = spec.scale(item.params)
-    wanted = (item.image.shape[0] * scale, item.image.shape[1] * scale)
+    wanted = item.size
     if image.shape[:2] != wanted or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (3, 4))):
         raise BadOutput(f"model '{spec.name}' answered an array of shape {image.shape} for an image of {wanted}")
-    if image.ndim == 3 and image.shape[2] == 3 and not image.any() and item.image.max() > 32:
+    if image.ndim == 3 and image.shape[2] == 3 and not image.any() and _is_light(item.image):
         raise BadOutput(f"model '{spec.name}' answered an all-black image; try another seed or prompt")
     return image

@@ -70,13 +70,12 @@ class Bench:
             span = self.arena.take(len(data))
             self.arena.view(span)[:] = data
             spec = next(spec for spec in specs() if spec.name == model)
+            image = ImagePart("image", span, read_header(data), len(data))
+            checked = spec.check_params(params)
             made.append(
                 RunItem(
-                    f"job{number}",
-                    (ImagePart("image", span, read_header(data), len(data)),),
-                    spec.check_params(params),
-                    OutputFormat(),
-                    self.arena.take(1 << 20),
+                    f"job{number}", (image,), checked, OutputFormat(), self.arena.take(1 << 20),
+                    spec.canvas(image, checked),
                 )
             )
         return RunBatch(self.batches, model, tuple(made))

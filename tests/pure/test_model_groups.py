@@ -47,3 +47,40 @@ def test_other_models_are_grouped_by_their_padded_size() -> None:
 def test_mixed_sizes_is_true_or_false() -> None:
     with pytest.raises(ValueError, match="mixed_sizes"):
         read_spec(HEAD + "mixed_sizes = 3", "mine")
+
+
+WORDS = """
+adapter = "a:B"
+task = "generate"
+stepped = true
+steps_param = "steps"
+pad = 8
+takes = {image = [0, 1], mask = [0, 1], reference = [0, 3]}
+params.steps = {type = "int", default = 20}
+params.width = {type = "int", default = 0}
+params.height = {type = "int", default = 0}
+"""
+
+
+def test_what_is_made_from_words_alone_has_the_size_that_is_asked_for() -> None:
+    spec = read_spec(WORDS, "words")
+    assert spec.parts == {"image": (0, 1), "mask": (0, 1), "reference": (0, 3)}
+    assert spec.canvas(None, spec.check_params({})) == (512, 512)
+    asked = spec.check_params({"width": 1000, "height": 300, "steps": 4})
+    assert spec.canvas(None, asked) == (300, 1000)
+    group = spec.group(None, asked, ((512, 16), (1024, 8)))
+    assert (group.height, group.width, group.limit) == (304, 1000, 8)
+    assert spec.cost(None, asked) == pytest.approx(4 * 300 * 1000 / 512**2)
+
+
+def test_an_image_gives_the_size_where_none_is_asked_for() -> None:
+    spec = read_spec(WORDS, "words")
+    image = ImagePart("image", b"", ImageHeader("png", 640, 480), 1)
+    assert spec.canvas(image, spec.check_params({})) == (480, 640)
+    assert spec.canvas(image, spec.check_params({"height": 96})) == (96, 640)
+
+
+@pytest.mark.parametrize("takes", ["3", "{picture = [0, 1]}", "{image = 1}", "{image = [2, 1]}", "{image = [0, 99]}"])
+def test_what_a_model_takes_is_checked(takes: str) -> None:
+    with pytest.raises(ValueError, match="'takes' must name roles"):
+        read_spec(f'adapter = "a:B"\ntask = "x"\ntakes = {takes}\n', "words")

@@ -52,7 +52,8 @@ class Bench:
         data = data if data is not None else png()
         named = data if isinstance(data, str) else self._span(data)
         part = ImagePart("image", named, read_header(png()), 1)
-        return RunItem(job, (part,), self.spec.check_params({}), OutputFormat(), self.arena.take(1 << 20))
+        params = self.spec.check_params({})
+        return RunItem(job, (part,), params, OutputFormat(), self.arena.take(1 << 20), self.spec.canvas(part, params))
 
     def _span(self, data):
         span = self.arena.take(len(data))
