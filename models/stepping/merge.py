@@ -183,8 +183,8 @@ class MergedNetwork:
         """What a run that calls the module like this waits for."""
         if self._table is not None:
             named = dict(zip(self._parameters, args, strict=False)) | kwargs
-            rows = len(named[self._table.rows])
             try:
+                rows = _rows(named.get(self._table.rows))
                 return StepCall(self, (), named, rows, (self, self._key(self._table, named, rows)), self._lane)
             except Alone:
                 args, kwargs = (), named
@@ -237,6 +237,13 @@ class MergedNetwork:
             return 0
         fitting = next((size for size in self._sizes if size >= rows), None)
         return fitting - rows if fitting else -rows % self._sizes[-1]
+
+
+def _rows(samples: Any) -> int:
+    """How many samples a call carries. Raises `Alone` if it does not say so where such calls do."""
+    if not isinstance(samples, Tensor) or not samples.ndim:
+        raise Alone
+    return len(samples)
 
 
 _PLAIN = Plain()

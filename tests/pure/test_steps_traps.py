@@ -46,8 +46,10 @@ def test_one_timestep_for_the_whole_batch_would_be_seen(monkeypatch):
 
     requests = [request.but(num_inference_steps=STEPS + n) for n, request in enumerate(three())]
     assert compare("sd15", requests).equal()
-    monkeypatch.setattr(columns.OnePerSample, "join", first)
-    assert not compare("sd15", requests).equal()
+    plain = columns.OnePerSample.join
+    for spoilt in (first, lambda *given: plain(*given) + 1):  # or a timestep that is off by one
+        monkeypatch.setattr(columns.OnePerSample, "join", spoilt)
+        assert not compare("sd15", requests).equal()
 
 
 def test_text_padded_without_its_mask_would_be_seen(monkeypatch):
@@ -150,6 +152,7 @@ def test_a_tensor_that_no_table_knows_keeps_its_call_alone():
     assert answered() == answered(cross_attention_kwargs={"scale": 1.0}) == answered(class_labels=torch.ones(2)) == [4]
     assert answered(mystery=region) == answered(cross_attention_kwargs={"region": region}) == [2, 2]
     assert answered(class_labels=torch.ones(1)) == [2, 2]  # not one for each of two samples
+    assert network.call((), {"embedded": region}).rows == 1  # no samples where they are expected
 
 
 def test_flags_must_be_equal_and_of_one_type():
