@@ -40,7 +40,7 @@ class Shelter:
             return 0
         back = 0
         for tensor in _tensors([(call.args, call.kwargs) for call in calls]):
-            if self._away.pop(tensor, False):
+            if self._away.pop(tensor, False):  # type: ignore[no-untyped-call]
                 tensor.data = self._back(tensor)
                 back += 1
         return back
