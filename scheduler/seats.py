@@ -25,7 +25,10 @@ class Seats:
 
     def __init__(self) -> None:
         self._held: dict[int, Batch] = {}
-        self.clear()
+        self._share = self._at = 0.0
+        self._parked = 0
+        self.cost = self.patience = 0.0
+        self.sign = -math.inf
 
     def __len__(self) -> int:
         return len(self._held)
@@ -72,10 +75,7 @@ class Seats:
 
     def clear(self) -> None:
         """The worker is lost."""
-        self._held.clear()
-        self._share = self._at = self.cost = self.patience = 0.0
-        self._parked = 0
-        self.sign = -math.inf
+        self.__init__()  # type: ignore[misc]
 
     def _pass(self, now: float) -> None:
         """Share out the time since the last change."""
