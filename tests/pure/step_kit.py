@@ -1,4 +1,4 @@
-"""What tests of shared steps need: requests that arrive at different turns, the same image made alone, a plain batcher."""
+"""What tests of shared steps need: requests that arrive at different turns, their images made alone, a plain batcher."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def hole(width: int = 64, height: int = 64) -> Image.Image:
 
 @dataclass
 class Request:
-    """One image wanted: of which pipeline (a class; None: the model's own), with which arguments, from which turn on."""
+    """One image wanted: of which pipeline (a class; None: the model's own), with which arguments, from which turn."""
 
     arguments: dict[str, Any]
     kind: type | None = None
