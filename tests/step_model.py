@@ -1,7 +1,7 @@
 """A stepped model for tests: it takes a known time per forward, adds up what it is told, and misbehaves on command.
 
-Each step makes of every byte x the byte 3 x + seed (modulo 256), so a result tells how often it was stepped and with
-which seed, and whether rows were mixed up. Calls of pictures of one size share a forward.
+Each step makes of every byte x the byte 3 x + add (modulo 256), so a result tells how often it was stepped and with
+what, and whether rows were mixed up. Calls of pictures of one size share a forward.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ type = "int"
 default = 5
 min = 1
 max = 1000
-[params.seed]
+[params.add]
 type = "int"
 default = 1
 [params.forward_ms]
@@ -67,10 +67,10 @@ def write_spec(models: Path, timeout: float = 30.0) -> None:
     (models / "adder.toml").write_text(SPEC.format(folder=models, timeout=timeout))
 
 
-def expected(image: np.ndarray, steps: int = 5, seed: int = 1) -> np.ndarray:
+def expected(image: np.ndarray, steps: int = 5, add: int = 1) -> np.ndarray:
     """What `Adder` makes of uint8 H x W x 3."""
     for _ in range(steps):
-        image = (image.astype(np.int64) * 3 + seed).astype(np.uint8)
+        image = (image.astype(np.int64) * 3 + add).astype(np.uint8)
     return image
 
 
@@ -88,7 +88,7 @@ class Network:
         for call in calls:
             self._misbehave(call, len(calls))
         time.sleep(max(call.kwargs["forward_ms"] for call in calls) / 1000)
-        return [(call.args[0] * 3 + call.kwargs["seed"]) % 256 for call in calls]
+        return [(call.args[0] * 3 + call.kwargs["add"]) % 256 for call in calls]
 
     def _misbehave(self, call: StepCall, rows: int) -> None:
         act, token = call.kwargs["act"], call.kwargs["once"]
@@ -150,7 +150,7 @@ class Drawing:
         image = item.image if item.image is not None else np.zeros((*item.size, 3), np.uint8)
         state = torch.from_numpy(image.astype(np.int64))
         for step in range(int(params["steps"])):
-            wanted = {name: params[name] for name in ("seed", "forward_ms", "fits", "once")}
+            wanted = {name: params[name] for name in ("add", "forward_ms", "fits", "once")}
             wanted["act"] = params["act"] if step == params["at"] else "none"
             key = (network, tuple(state.shape))
             state = yield StepCall(network, (state,), wanted, 1, key, Lane.DENOISE)

@@ -126,9 +126,9 @@ def bench(tmp_path):
 
 
 def test_jobs_that_come_at_different_times_share_forwards_and_each_gets_its_own_image(bench):
-    bench.send(bench.order("a", data=png(1), steps=20, seed=3))
+    bench.send(bench.order("a", data=png(1), steps=20, add=3))
     bench.hear(progress("a", 0.1))
-    bench.send(bench.order("b", data=png(2), steps=6, seed=5), bench.order("c", data=png(3), steps=6))
+    bench.send(bench.order("b", data=png(2), steps=6, add=5), bench.order("c", data=png(3), steps=6))
     done = bench.answers("a", "b", "c")
     assert np.array_equal(bench.image("a", done["a"]), step_model.expected(pixels(png(1)), 20, 3))
     assert np.array_equal(bench.image("b", done["b"]), step_model.expected(pixels(png(2)), 6, 5))
