@@ -50,6 +50,14 @@ def submit(server: RunningServer, seed: int, **params: object) -> str:
     return server.submit(seed, "adder", **{name: str(value) for name, value in params.items()})
 
 
+def draw(server: RunningServer, **params: object) -> str:
+    """A job without an image, 24 x 16."""
+    data = {"model": "adder", "width": "24", "height": "16", **{name: str(value) for name, value in params.items()}}
+    answer = server.client.post("/jobs", json=data)
+    assert answer.status_code == 202, answer.text
+    return answer.json()["id"]
+
+
 def until_it_steps(server: RunningServer, job: str, least: float = 0.0) -> None:
     """Some steps of it are done."""
     eventually(lambda: server.job(job)["progress"] > least, every=0.01)
@@ -103,8 +111,10 @@ def test_a_later_urgent_job_overtakes(alone):
     plain = [submit(alone, seed, **LONG) for seed in range(3)]
     for job in plain:
         until_it_steps(alone, job)
-    urgent = submit(alone, 9, steps=40, forward_ms=10, priority="urgent")
-    assert alone.wait_job(urgent)["state"] == "succeeded" and right(alone, urgent, 9, 40)
+    urgent = draw(alone, steps=40, forward_ms=10, priority="urgent")  # of another size, it cannot come aboard
+    assert alone.wait_job(urgent)["state"] == "succeeded"
+    drawn = pixels(alone.get(f"/jobs/{urgent}/result").content)
+    assert np.array_equal(drawn, expected(np.zeros((16, 24, 3), np.uint8), 40))
     assert all(alone.job(job)["state"] in ("running", "parked") for job in plain)
     eventually(lambda: totals(alone)["preemptions"] > before)
     assert [alone.wait_job(job)["state"] for job in plain] == ["succeeded"] * 3

@@ -81,7 +81,7 @@ class Bench:
         data = data or png()
         span = self.arena.take(len(data))
         self.arena.view(span)[:] = data
-        part = ImagePart("image", span, read_header(png()), len(data))
+        part = ImagePart("image", span, read_header(data), len(data))
         spec = self.adder if model == "adder" else STUB
         checked = spec.check_params(params)
         self.outputs[job] = self.arena.take(1 << 20)
@@ -113,6 +113,12 @@ def jobs_of(said):
 
 def pixels(data):
     return np.asarray(Image.open(io.BytesIO(data)))
+
+
+def damaged():
+    data = bytearray(png())
+    data[-30] ^= 0xFF
+    return bytes(data)
 
 
 def progress(job, least):
@@ -191,7 +197,7 @@ def test_a_drop_is_remembered_though_later_batches_end_first(bench):
 
 def test_a_job_that_fails_at_a_step_or_cannot_start_fails_alone(bench):
     bench.send(bench.order("good", steps=10), bench.order("bad", steps=10, act="raise", at=4),
-               bench.order("never", act="start"), bench.order("broken", data=png()[:60]))
+               bench.order("never", act="start"), bench.order("broken", data=damaged()))
     done = bench.answers("good", "bad", "never", "broken")
     codes = {job: answer.error and answer.error.code for job, answer in done.items()}
     assert codes == {"good": None, "bad": "model_failed", "never": "model_failed", "broken": "invalid_image"}
@@ -226,7 +232,8 @@ def test_an_urgent_job_goes_first_and_the_parked_one_is_told_and_goes_on(bench, 
     monkeypatch.setattr("models.stepping.stepper.PARKED_AFTER", 0.05)
     bench.send(bench.order("plain", data=png(1), steps=40, forward_ms=5.0))
     bench.hear(progress("plain", 0.05))
-    bench.send(bench.order("urgent", data=png(2), steps=60, priority=0, forward_ms=5.0))
+    other_size = png(2, width=32, height=8)  # of the same size it would just come aboard
+    bench.send(bench.order("urgent", data=other_size, steps=60, priority=0, forward_ms=5.0))
     done = bench.answers("plain", "urgent")
     told = [message.parked for message in bench.said if isinstance(message, JobParked)]
     assert told[0] is True and told[-1] is False
