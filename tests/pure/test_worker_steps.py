@@ -132,15 +132,15 @@ def bench(tmp_path):
 
 
 def test_jobs_that_come_at_different_times_share_forwards_and_each_gets_its_own_image(bench):
-    bench.send(bench.order("a", data=png(1), steps=20, add=3))
-    bench.hear(progress("a", 0.1))
+    bench.send(bench.order("a", data=png(1), steps=200, add=3))
+    bench.hear(progress("a", 0.01))
     bench.send(bench.order("b", data=png(2), steps=6, add=5), bench.order("c", data=png(3), steps=6))
     done = bench.answers("a", "b", "c")
-    assert np.array_equal(bench.image("a", done["a"]), step_model.expected(pixels(png(1)), 20, 3))
+    assert np.array_equal(bench.image("a", done["a"]), step_model.expected(pixels(png(1)), 200, 3))
     assert np.array_equal(bench.image("b", done["b"]), step_model.expected(pixels(png(2)), 6, 5))
     assert np.array_equal(bench.image("c", done["c"]), step_model.expected(pixels(png(3)), 6, 1))
-    assert max(bench.network.forwards) >= 2 and len(bench.network.forwards) < 32
-    assert done["a"].facts == {"steps": 20} and done["a"].timings["compute"] > 0
+    assert max(bench.network.forwards) >= 2 and len(bench.network.forwards) < 212
+    assert done["a"].facts == {"steps": 200} and done["a"].timings["compute"] > 0
 
 
 def test_the_last_report_tells_what_was_done_and_that_nobody_is_left(bench):
