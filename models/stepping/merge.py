@@ -11,7 +11,7 @@ import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
@@ -150,6 +150,10 @@ TABLES: Mapping[tuple[str, str], Table] = {
 # --- one network ----------------------------------------------------------------------------------------------------
 
 
+class _ByItself(tuple[Any, ...]):
+    """The key of calls that are not merged; equal for calls that cost the same."""
+
+
 class MergedNetwork:
     """One method of one module on the device, whose calls are merged by its class's table if it has one.
 
@@ -166,7 +170,7 @@ class MergedNetwork:
         self.module = module
         self._lane = lane
         self._method = getattr(module, method) if method != "forward" else module
-        self._parameters = _parameters(type(module), method)
+        self._parameters = tuple(inspect.signature(getattr(type(module), method)).parameters)[1:]
         self._table = TABLES.get((type(module).__name__, method))
         self._sizes = sorted(row_sizes) if lane is Lane.DENOISE else []
         if row_sizes and lane is not Lane.DENOISE:
@@ -179,13 +183,14 @@ class MergedNetwork:
         """What a run that calls the module like this waits for."""
         if self._table is not None:
             named = dict(zip(self._parameters, args, strict=False)) | kwargs
-            rows = len(named[self._table.rows])
             try:
+                rows = _rows(named.get(self._table.rows))
                 return StepCall(self, (), named, rows, (self, self._key(self._table, named, rows)), self._lane)
             except Alone:
-                return StepCall(self, (), named, rows, (self, object()), self._lane)
-        first = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.ndim), None)
-        return StepCall(self, args, kwargs, 1 if first is None else len(first), (self, object()), self._lane)
+                args, kwargs = (), named
+        shapes = [tuple(value.shape) for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        rows = next((shape[0] for shape in shapes if shape), 1)
+        return StepCall(self, args, kwargs, rows, _ByItself((self, *shapes)), self._lane)
 
     def _key(self, table: Table, named: Arguments, rows: int) -> frozenset[Any]:
         """What the arguments' columns demand. Raises `Alone`."""
@@ -202,9 +207,10 @@ class MergedNetwork:
         return frozenset(parts)
 
     def forward(self, calls: Sequence[StepCall]) -> list[Any]:
-        """One forward of calls of one key. A single call is passed on untouched, unless rows are filled up."""
+        """One forward of calls of one key; one after the other, if they cannot be merged (their key is for measuring
+        what they cost). A single call is passed on untouched, unless rows are filled up."""
         table = self._table
-        if table is None or (len(calls) == 1 and not self._sizes):
+        if table is None or isinstance(calls[0].key, _ByItself) or (len(calls) == 1 and not self._sizes):
             return [self._method(*call.args, **call.kwargs) for call in calls]
         rows = [call.rows for call in calls]
         named = [{name: value for name, value in call.kwargs.items() if value is not None} for call in calls]
@@ -215,7 +221,7 @@ class MergedNetwork:
         total = sum(rows) + extra
         places = [slice(end - count, end) for end, count in zip(accumulate(rows), rows, strict=True)]
         return [
-            table.finish(each_tensor(answer, lambda tensor, place=place: _cut(tensor, place, total)), call.kwargs)
+            table.finish(each_tensor(answer, partial(_cut, place, total)), call.kwargs)
             for place, call in zip(places, calls, strict=True)
         ]
 
@@ -233,6 +239,13 @@ class MergedNetwork:
         return fitting - rows if fitting else -rows % self._sizes[-1]
 
 
+def _rows(samples: Any) -> int:
+    """How many samples a call carries. Raises `Alone` if it does not say so where such calls do."""
+    if not isinstance(samples, Tensor) or not samples.ndim:
+        raise Alone
+    return len(samples)
+
+
 _PLAIN = Plain()
 
 
@@ -240,7 +253,7 @@ def _column(table: Table, name: str) -> Column:
     return table.columns.get(name, _PLAIN)
 
 
-def _cut(tensor: Tensor, place: slice, total: int) -> Tensor:
+def _cut(place: slice, total: int, tensor: Tensor) -> Tensor:
     if not tensor.ndim or len(tensor) != total:
         raise ValueError(f"an answer of shape {tuple(tensor.shape)} has not one entry for each of {total} rows")
     return tensor[place]
@@ -255,9 +268,3 @@ def each_tensor(answer: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(answer, dict):  # diffusers' and transformers' outputs are dictionaries too
         return type(answer)(**{name: each_tensor(part, change) for name, part in answer.items()})
     return answer
-
-
-@cache
-def _parameters(kind: type, method: str) -> tuple[str, ...]:
-    """The names of the method's parameters, in order."""
-    return tuple(inspect.signature(getattr(kind, method)).parameters)[1:]
