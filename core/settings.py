@@ -92,7 +92,7 @@ class Settings(BaseSettings):
     port: Count = setting("Network", 8000, "TCP port to listen on (0: any free one).", ge=0, le=65_535)
     config: Path | None = setting("Network", None, "TOML file with settings; environment and flags go over it.")
     dialects: Words = setting(
-        "Network", (), "Serve only these APIs of jobs, i2ii, imagen, iopaint, lama_gateway (none named: all).")
+        "Network", (), "Serve only these APIs of jobs, i2ii, imagen, iopaint, lama_gateway, openai (none named: all).")
     docs: bool = setting("Network", True, "Serve the interactive API description at /docs.")
     cors_origins: Words = setting("Network", (), "Web origins that browsers may call from (none named: only our own).")
     max_body: Size = setting("Network", 64 * MIB, "Largest request body.", ge=1024)
@@ -112,6 +112,8 @@ class Settings(BaseSettings):
 
     models: Words = setting("Models", (), "Serve only these models (none named: all).")
     models_folder: Path | None = setting("Models", None, "Folder of further model files; they go over built-in ones.")
+    openai_model: str = setting(
+        "Models", "", "Model of OpenAI's API for requests that name none of ours (none named: the first that fits).")
     resolution_caps: Caps = setting(
         "Models", ((512, 16), (1024, 8), (2048, 2)), "Most images of a batch, by the side of a square; beyond: one.")
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from core.job import Job, Move
 
-Kind = Literal["state", "position", "progress"]
+Kind = Literal["state", "position", "progress", "preview"]
 KEPT = 256  # events per living job; beyond it, old positions and progress are forgotten (states are few)
 
 

@@ -54,7 +54,7 @@ def _text(mark: Watermark) -> np.ndarray:
     ImageDraw.Draw(letters).text((-left, -top), mark.text, 255, font)
     stamp = np.empty((size[1], size[0], 4), np.uint8)
     stamp[..., :3] = [int(mark.colour[at : at + 2], 16) for at in (1, 3, 5)]
-    stamp[..., 3] = letters
+    stamp[..., 3] = np.asarray(letters)
     return stamp
 
 
