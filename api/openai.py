@@ -144,7 +144,7 @@ class Counter:
             if job.state is not State.SUCCEEDED:
                 raise from_info(job.error) if job.error else Draining("the server is shutting down; send it again")
             body = await self._engine.result(job.id, tenant)
-            data = body.data if isinstance(body.data, bytes) else await asyncio.to_thread(body.data.read_bytes)
+            data = await body.read()
             told = openai_shapes.completed(order.kind, order.asked, job, base64.b64encode(data).decode())
             yield sse.line(told["type"], told)
         except ImagePoolError as fault:

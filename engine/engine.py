@@ -316,6 +316,11 @@ class Engine:
             if not self.watched[job_id]:
                 del self.watched[job_id]
 
+    def follow(self, dialect: str, follower: Callable[[Job], Coroutine[Any, Any, None]]) -> None:
+        """`follower(job)` runs in the background when a durable job of that dialect has ended; also one that a former
+        life of this server accepted."""
+        self.register.followers[dialect] = lambda job: self._background(follower(job))
+
     def position(self, job_id: str) -> int | None:
         """How many jobs will probably be handed out before it, plus one; None when it does not wait."""
         return self.scheduler.position(job_id)
