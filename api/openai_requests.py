@@ -92,7 +92,7 @@ class ImagesRequest(BaseModel):
         """The model's parameters, once for each of the `n` images: seeds count up, from a drawn one when none was
         given. Raises `InvalidParameter`."""
         asked = {
-            "prompt": self.prompt or None,
+            "prompt": self.prompt if self.prompt or "prompt" in spec.params else None,
             "negative_prompt": self.negative_prompt,
             "steps": self.num_inference_steps,
             "guidance": self.guidance_scale,

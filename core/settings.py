@@ -115,10 +115,16 @@ class Settings(BaseSettings):
 
     models: Words = setting("Models", (), "Serve only these models (none named: all).")
     models_folder: Path | None = setting("Models", None, "Folder of further model files; they go over built-in ones.")
+    edit_model: str = setting(
+        "Models", "", "Model of i2ii's /edit (none named: the first diffusion model that edits, else `edit`).")
+    imagen_models: Words = setting(
+        "Models", (), "Diffusion models behind imagen's routes: enhance=NAME,style_comic=NAME,style_aged=NAME.")
     imagegenx_model: str = setting(
         "Models", "", "Model of ImageGenX's API for requests without a model_type (none named: the first that fits).")
     openai_model: str = setting(
         "Models", "", "Model of OpenAI's API for requests that name none of ours (none named: the first that fits).")
+    lora_folder: Path | None = setting("Models", None, "Folder of LoRAs, .safetensors files (default: outputs/loras).")
+    lora_max: Size = setting("Models", 2 * GIB, "Largest LoRA that may be uploaded (0: none may).", ge=0)
     resolution_caps: Caps = setting(
         "Models", ((512, 16), (1024, 8), (2048, 2)), "Most images of a batch, by the side of a square; beyond: one.")
 

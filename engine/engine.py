@@ -59,6 +59,7 @@ from scheduler.events import (
 )
 from scheduler.events import WorkerLost as WorkerLostEvent
 from scheduler.scheduler import Scheduler
+from store.loras import StoredLoras
 from store.saved import SavedImages
 from workers.arena import Arena
 from workers.contract import PoolEvent, Said, WorkerDown, WorkerPool, WorkerUp
@@ -82,8 +83,10 @@ class Engine:
         metrics: Metrics,
         monitor: Monitor | None = None,
         saved: SavedImages | None = None,
+        loras: StoredLoras | None = None,
     ) -> None:
-        self.settings, self.catalogue, self.metrics, self.saved = settings, catalogue, metrics, saved
+        self.settings, self.catalogue, self.metrics = settings, catalogue, metrics
+        self.saved, self.loras = saved, loras
         self.scheduler, self.admission, self.pool, self.arena = scheduler, admission, pool, arena
         self.readings: dict[str, Reading] = {}
         self.started_at = time.time()
