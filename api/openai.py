@@ -99,7 +99,7 @@ class Counter:
             ImageRequest(
                 model=spec.name, images=images, params=params, output=asked.output, priority=who.priority,
                 tenant=who.tenant, deadline=self._settings.request_timeout, dialect="openai",
-                durable=asked.as_url or asked.stream,
+                durable=asked.as_url or asked.stream, previews=asked.stream and asked.partial_images > 0,
             )
             for params in asked.params(spec, first)
         ]  # fmt: skip
@@ -137,7 +137,7 @@ class Counter:
                 if event is None:
                     yield sse.KEEPALIVE
                 elif event.kind == "preview" and shown < order.asked.partial_images:
-                    told = openai_shapes.partial_image(order.kind, order.asked, job, event.data["image"], shown)
+                    told = openai_shapes.partial_image(order.kind, order.asked, job, event.data["jpeg"], shown)
                     yield sse.line(told["type"], told)
                     shown += 1
             job = await self._engine.job(job.id, tenant)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import shutil
 from collections.abc import Iterator
 
 import httpx
@@ -15,14 +16,21 @@ from PIL import Image
 from core.model import read_spec
 from models.paint import colour
 from tests.process.kit import TEST_MODELS, RunningServer, photo, pixels, running
+from tests.step_model import write_spec
 
+OFFERED = "paint,repaint,edit,background_remove,adder"
 PAINT = read_spec((TEST_MODELS / "paint.toml").read_text(), "paint")
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    outputs = tmp_path_factory.mktemp("openai") / "outputs"
-    with running(outputs, devices="cpu:1", models="paint,repaint,edit,background_remove") as started:
+    folder = tmp_path_factory.mktemp("openai")
+    models = shutil.copytree(TEST_MODELS, folder / "models")
+    write_spec(models)
+    spec = (models / "adder.toml").read_text() + '[params.prompt]\ntype = "string"\ndefault = ""\n'
+    (models / "adder.toml").write_text(spec)
+    flags = ("--models-folder", str(models))
+    with running(folder / "outputs", *flags, devices="cpu:1", models=OFFERED) as started:
         yield started
 
 
@@ -121,6 +129,16 @@ def test_a_stream(client: openai.OpenAI, server: RunningServer) -> None:
     assert last.usage.total_tokens == 0 and last.size == "512x512"
 
 
+def test_a_stream_shows_previews_of_a_model_that_steps(client: openai.OpenAI) -> None:
+    events = list(client.images.generate(
+        model="adder", prompt="x", size="48x32", stream=True, partial_images=1,
+        extra_body={"num_inference_steps": 60},
+    ))  # fmt: skip
+    assert [event.type for event in events] == ["image_generation.partial_image", "image_generation.completed"]
+    assert events[0].output_format == "jpeg" and decoded(events[0].b64_json).size
+    assert decoded(events[1].b64_json).shape == (32, 48, 3)
+
+
 def test_a_stream_tells_its_failure(client: openai.OpenAI) -> None:
     with pytest.raises(openai.APIError, match="told to fail"):
         list(client.images.edit(image=("a.png", photo(1)), prompt="fail", stream=True))
@@ -136,7 +154,7 @@ def test_a_reader_who_leaves_a_stream_cancels_its_job(client: openai.OpenAI, ser
 
 
 def test_models(client: openai.OpenAI) -> None:
-    assert [model.id for model in client.models.list()] == ["paint", "repaint", "edit", "background_remove"]
+    assert [model.id for model in client.models.list()] == OFFERED.split(",")
     assert client.models.retrieve("paint").owned_by == "imagepool"
     with pytest.raises(openai.NotFoundError) as missing:
         client.models.retrieve("pain")

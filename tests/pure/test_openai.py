@@ -115,11 +115,11 @@ async def test_previews_become_partial_images(server: Server) -> None:
     await until(lambda: any(live.feed for live in server.engine.register.live.values()))
     (live,) = server.engine.register.live.values()
     assert live.feed is not None
-    for picture in ("Zmlyc3Q=", "c2Vjb25k"):
-        live.feed.add("preview", {"image": picture}, live.job.created_at + 1)
+    for picture in ("Zmlyc3Q=", "c2Vjb25k"):  # only the latest is kept
+        live.feed.add("preview", {"jpeg": picture}, live.job.created_at + 1)
     server.pool.release()
     lines = (await asked).text.split("\n\n")
     assert [line.partition("\n")[0] for line in lines if line] == [
         "event: image_generation.partial_image", "event: image_generation.completed"
     ]  # fmt: skip
-    assert '"b64_json":"Zmlyc3Q="' in lines[0] and '"partial_image_index":0' in lines[0]
+    assert '"b64_json":"c2Vjb25k"' in lines[0] and '"partial_image_index":0' in lines[0]
