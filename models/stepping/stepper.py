@@ -108,11 +108,11 @@ class Stepper:
 
     def __init__(
         self, device: torch.device, batcher: StepBatcher, events: StepEvents,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = time.monotonic, shelter: Shelter | None = None,
     ) -> None:
         self._device, self._batcher, self._events, self._clock = device, batcher, events, clock
         self._timer = ForwardClock(device, batcher.costs.learn, clock)
-        self._shelter = Shelter(device)
+        self._shelter = shelter or Shelter(device)
         self._joining: deque[_Resident] = deque()
         self._residents: dict[int, _Resident] = {}
         self._parked: dict[Waiting, _Parked] = {}
