@@ -136,7 +136,7 @@ class OneShape:
 
 
 class Text(Samples):
-    """Samples x tokens x channels; the network's table pads them to one number of tokens, with a mask, before joining."""
+    """Samples x tokens x channels; the table pads them to one number of tokens, with a mask, before they are joined."""
 
     def key(self, value: Any, rows: int) -> Hashable:
         if value.shape[0] != rows:

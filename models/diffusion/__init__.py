@@ -1,0 +1,1 @@
+"""Diffusion pipelines as models of the server."""
