@@ -41,8 +41,12 @@ class Networks:
         """The module's network. It keeps the module alive."""
         found = self._known.get((id(module), method))
         if found is None:
-            found = self._known[id(module), method] = MergedNetwork(name, module, lane, method, self._row_sizes)
+            found = self._known[id(module), method] = self.make(name, module, lane, method)
         return found
+
+    def make(self, name: str, module: nn.Module, lane: Lane, method: str) -> MergedNetwork:
+        """A new one, for kinds of networks that do more."""
+        return MergedNetwork(name, module, lane, method, self._row_sizes)
 
 
 class SharedPipeline:
