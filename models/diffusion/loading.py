@@ -35,7 +35,7 @@ def as_path(folder: str) -> Path:
 def load_pipeline(source: Source, options: Mapping[str, Any], dtype: torch.dtype) -> Any:
     """The diffusers pipeline of a source, on the host. Raises `ModelFailed`."""
     kind = _class(_named_class(source, options))
-    given: dict[str, Any] = {"torch_dtype": dtype, "use_safetensors": None if options.get("trust_pickle") else True}
+    given: dict[str, Any] = {"dtype": dtype, "use_safetensors": None if options.get("trust_pickle") else True}
     if options.get("safety_checker") is False:
         given |= {"safety_checker": None, "requires_safety_checker": False}
     try:
@@ -48,7 +48,8 @@ def load_pipeline(source: Source, options: Mapping[str, Any], dtype: torch.dtype
     except ImportError as fault:
         raise ModelFailed(f"a package is missing for {kind.__name__}: {_sentence(fault, source)}") from None
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as fault:
-        raise ModelFailed(f"'{source.path.name}' cannot be loaded as {kind.__name__}: {_sentence(fault, source)}") from fault
+        why = _sentence(fault, source)
+        raise ModelFailed(f"'{source.path.name}' cannot be loaded as {kind.__name__}: {why}") from fault
     _set_up(pipeline, options)
     return pipeline
 
@@ -110,10 +111,10 @@ def _load_control_net(source: Source, dtype: torch.dtype) -> Any:
     import diffusers
 
     if source.single_file:
-        return diffusers.ControlNetModel.from_single_file(str(source.path), torch_dtype=dtype).eval()
+        return diffusers.ControlNetModel.from_single_file(str(source.path), dtype=dtype).eval()
     config = json.loads((source.path / "config.json").read_text("utf-8"))
     kind = getattr(diffusers, str(config.get("_class_name")), diffusers.ControlNetModel)
-    return kind.from_pretrained(source.path, torch_dtype=dtype, use_safetensors=True, local_files_only=True).eval()
+    return kind.from_pretrained(source.path, dtype=dtype, use_safetensors=True, local_files_only=True).eval()
 
 
 def _set_up(pipeline: Any, options: Mapping[str, Any]) -> None:

@@ -2,7 +2,8 @@
 
 A sampler is made from the configuration of the model's own scheduler: noise schedule and kind of prediction belong to
 the model, only the way to walk back is chosen. Models of flow matching (Flux, Qwen-Image, SD 3) need samplers of their
-own, whose steps the pipeline itself lays out.
+own, whose steps the pipeline itself lays out; one that draws noise at each step (LCM) is not among them, since their
+pipelines would draw it from torch's global state, whatever the seed.
 """
 
 from __future__ import annotations
@@ -39,7 +40,6 @@ SAMPLERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 FLOW_SAMPLERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "Euler": ("FlowMatchEulerDiscreteScheduler", {}),
     "Euler Karras": ("FlowMatchEulerDiscreteScheduler", {"use_karras_sigmas": True}),
-    "LCM": ("FlowMatchLCMScheduler", {}),
     "UniPC": ("UniPCMultistepScheduler", {"prediction_type": "flow_prediction", "use_flow_sigmas": True}),
 }
 TWO_FORWARDS = {"HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler"}  # for each step

@@ -1,4 +1,4 @@
-"""What tests of diffusion models need: tiny models as the server loads them, requests, and the stock pipeline's image."""
+"""What tests of diffusion models need: tiny models as the server loads them, requests, the stock pipeline's image."""
 
 from __future__ import annotations
 
@@ -81,7 +81,8 @@ def stock(kind: str, named: str | None = None) -> Any:
         return copy.copy(pipeline)
     wanted = getattr(diffusers, named)
     names = wanted._get_signature_keys(wanted)[0]
-    more = {"requires_safety_checker": False} if "requires_safety_checker" in wanted.__init__.__code__.co_varnames else {}
+    checked = "requires_safety_checker" in wanted.__init__.__code__.co_varnames
+    more = {"requires_safety_checker": False} if checked else {}
     return wanted(**{name: part for name, part in pipeline.components.items() if name in names}, **more)
 
 
@@ -135,7 +136,7 @@ class _Fifo:
 
 
 class _Waiting:
-    def __init__(self, run: int, key: Any, rows: int, lane: int, priority: int, remaining: float, joined: float) -> None:
+    def __init__(self, run: int, key: Any, rows: int, *_: Any, **__: Any) -> None:
         self.run, self.key, self.rows = run, key, rows
 
 
