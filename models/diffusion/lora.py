@@ -8,6 +8,7 @@ under another name; what nobody uses any more is taken off.
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Sequence
 from itertools import count
@@ -107,6 +108,7 @@ class LoraRack:
             if lacks_memory(fault):
                 self._take_off(name)
                 raise
+            print(f"LoRA {lora.name}: {type(fault).__name__}: {fault}", file=sys.stderr)
             why = "its layers do not fit this model's; it was made for another one"
         if why:
             self._take_off(name)
