@@ -119,8 +119,8 @@ class ModelSpec:
     sizes in one batch. weights: the file without which the model is not offered.
     takes: by role, the least and the most images of a request, where that is not one image (and one mask with
     `needs_mask`). stepped: its runs share forwards step by step, and a job joins those that run; timeout then bounds
-    one forward. steps_param: the parameter that counts a job's steps. side: of a result for which neither an image nor the
-    parameters `height` and `width` say how large it is, in pixels.
+    one forward. steps_param: the parameter that counts a job's steps. side: of a result, in pixels, for which neither
+    an image nor the parameters `height` and `width` say how large it is.
     """
 
     name: str

@@ -14,7 +14,7 @@ from core.errors import ModelFailed
 from models.base import Item, Output
 from models.diffusion import loading, requests, samplers, sources, tasks
 from models.diffusion.lora import LoraRack, LoraSet
-from models.diffusion.memory import memory_of, refuse_too_large
+from models.diffusion.memory import memory_of, refuse_too_large, sizes_of
 from models.diffusion.networks import HostedNetworks
 from models.stepping.contract import StepAdapter
 from models.stepping.rendezvous import PipelineRun, SharedPipeline
@@ -44,7 +44,7 @@ class Diffusion(StepAdapter):
         if gigabytes := float(self.options.get("memory_gb") or 0):
             self._memory.residency.budget = min(self._memory.residency.budget, int(gigabytes * 1e9))
         dtype = loading.dtype_of(self.options, self.device)
-        refuse_too_large(source.sizes(dtype.itemsize), self._memory.residency.budget, bool(self.options.get("offload")))
+        self._refuse_too_large(source.sizes(dtype.itemsize))
         pipeline = loading.load_pipeline(source, self.options, dtype)
         self._control_nets = tasks.control_nets(pipeline, loading.load_control_nets(self.options, dtype))
         self._kind = type(pipeline)
@@ -58,9 +58,14 @@ class Diffusion(StepAdapter):
             int(self.options.get("max_loras", 8)),
         )
         self._shared: dict[tuple[type, str, tuple[Any, ...]], SharedPipeline] = {}
-        for module in (*pipeline.components.values(), *self._control_nets.values()):
-            if isinstance(module, nn.Module):
-                self._memory.enter(module)
+        networks = {**pipeline.components, **{f"ControlNet {kind}": net for kind, net in self._control_nets.items()}}
+        self._refuse_too_large(sizes_of(networks))
+        for network in networks.values():
+            if isinstance(network, nn.Module):
+                self._memory.enter(network)
+
+    def _refuse_too_large(self, sizes: dict[str, int]) -> None:
+        refuse_too_large(sizes, self._memory.residency.budget, bool(self.options.get("offload")))
 
     def warm_up(self) -> None:
         """One small picture in two steps, on a GPU: its first calls cost more than the others."""

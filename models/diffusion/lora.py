@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from core.errors import BadRequest, InvalidParameter
+from core.errors import BadRequest, InvalidParameter, OutOfMemory
 from core.loras import Lora, LoraFolder, inspect
 from models.calls import lacks_memory
 from models.diffusion.memory import DeviceMemory
@@ -105,7 +105,7 @@ class LoraRack:
         except BadRequest as fault:
             why = fault.message
         except Exception as fault:
-            if lacks_memory(fault):
+            if lacks_memory(fault) or isinstance(fault, OutOfMemory):
                 self._take_off(name)
                 raise
             print(f"LoRA {lora.name}: {type(fault).__name__}: {fault}", file=sys.stderr)
@@ -137,13 +137,13 @@ class LoraRack:
 
     def _take_off(self, name: str) -> None:
         self._forget_layers()
-        for module in self._modules():
-            layers = self._with(module, name)
+        touched = {module: layers for module in self._modules() if (layers := self._with(module, name))}
+        for module, layers in touched.items():
             for layer in layers:
                 layer.delete_adapter(name)
             getattr(module, "peft_config", {}).pop(name, None)
-            if layers:
-                self._memory.enter(module)
+        for module in touched:
+            self._memory.enter(module)
 
     def _forget_layers(self) -> None:
         self._layers.clear()

@@ -9,14 +9,15 @@ device runs in the same way, one network at a time (diffusers calls that model o
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
+from typing import Any
 
 import psutil
 import torch
 from torch import Tensor, nn
 
-from core.errors import ModelFailed
+from core.errors import ModelFailed, OutOfMemory
 from models.diffusion.residency import Residency
 
 GIB = 1 << 30
@@ -77,10 +78,14 @@ class DeviceMemory:
         self._modules: dict[int, HostedModule] = {}
 
     def enter(self, module: nn.Module) -> None:
-        """Have the module's weights looked after, or, if they are, measured anew. Raises ValueError when it is too
-        large for the budget."""
+        """Have the module's weights looked after, or, if they are, measured anew. Raises `OutOfMemory` when they are
+        too large for the budget, alone."""
         hosted = self._modules.get(id(module)) or self._host(module, self.device)
-        self.residency.enter(id(module), hosted.size())
+        try:
+            self.residency.enter(id(module), hosted.size())
+        except ValueError:
+            raise OutOfMemory(f"a network of {_gib(hosted.size())} does not fit this device, which has "
+                              f"{_gib(self.residency.budget)} for weights") from None
         self._modules[id(module)] = hosted
         if id(module) in self.residency:
             hosted.bring(keep=self.residency.crowded)  # something was added to it
@@ -123,6 +128,14 @@ def capacity(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     return int(psutil.virtual_memory().total)
+
+
+def sizes_of(parts: Mapping[str, Any]) -> dict[str, int]:
+    """By name, the bytes of those parts that are networks."""
+    return {
+        name: HostedModule(part, torch.device("cpu")).size() for name, part in parts.items()
+        if isinstance(part, nn.Module)
+    }
 
 
 def refuse_too_large(sizes: dict[str, int], budget: int, offload: bool) -> None:

@@ -165,7 +165,9 @@ def test_a_model_without_a_folder_takes_none():
         model("sd15").start(item(lora_name="ink"))
 
 
-@pytest.mark.parametrize(("kind", "network"), [("flux", "transformer"), ("qwen-image", "transformer"), ("sdxl", "unet")])
+@pytest.mark.parametrize(
+    ("kind", "network"), [("flux", "transformer"), ("qwen-image", "transformer"), ("sdxl", "unet")]
+)
 def test_loras_of_other_families(tmp_path, kind, network):
     from peft import LoraConfig
     from peft.utils import get_peft_model_state_dict

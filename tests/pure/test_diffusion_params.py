@@ -178,3 +178,5 @@ def test_the_examples_are_model_files_that_the_catalogue_reads():
         assert spec.adapter == "models.diffusion.adapter:Diffusion" and spec.stepped and spec.steps_param == "steps"
         params = spec.check_params({"prompt": "a cat"})
         assert params["steps"] >= 1 and spec.options["source"]
+    assert catalogue["sdxl"].canvas(None, {}) == (1024, 1024) and catalogue["sd15"].canvas(None, {}) == (512, 512)
+    assert catalogue["sdxl"].canvas(None, {"height": 640, "width": 960}) == (640, 960)
