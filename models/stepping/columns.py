@@ -110,13 +110,14 @@ class Shared(Plain):
 
     def _digest(self, tensor: Tensor) -> Hashable:
         version = None if tensor.is_inference() else tensor._version
-        known = self._digests.get(tensor)
+        known = self._digests.get(tensor, None)  # type: ignore[no-untyped-call]
         if known is None or known[0] != version:
             taken = tensor[0] if tensor.ndim > 2 else tensor
-            content = taken.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8).numpy()
+            content = taken.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
             value = tuple(taken.shape), tensor.ndim, taken.dtype, tensor.device, hashlib.blake2b(content).digest()
             known = self._digests[tensor] = version, value
-        return known[1]
+        digest: Hashable = known[1]
+        return digest
 
 
 class OneShape:

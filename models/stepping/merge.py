@@ -11,7 +11,7 @@ import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
@@ -166,7 +166,7 @@ class MergedNetwork:
         self.module = module
         self._lane = lane
         self._method = getattr(module, method) if method != "forward" else module
-        self._parameters = _parameters(type(module), method)
+        self._parameters = tuple(inspect.signature(getattr(type(module), method)).parameters)[1:]
         self._table = TABLES.get((type(module).__name__, method))
         self._sizes = sorted(row_sizes) if lane is Lane.DENOISE else []
         if row_sizes and lane is not Lane.DENOISE:
@@ -215,7 +215,7 @@ class MergedNetwork:
         total = sum(rows) + extra
         places = [slice(end - count, end) for end, count in zip(accumulate(rows), rows, strict=True)]
         return [
-            table.finish(each_tensor(answer, lambda tensor, place=place: _cut(tensor, place, total)), call.kwargs)
+            table.finish(each_tensor(answer, partial(_cut, place, total)), call.kwargs)
             for place, call in zip(places, calls, strict=True)
         ]
 
@@ -240,7 +240,7 @@ def _column(table: Table, name: str) -> Column:
     return table.columns.get(name, _PLAIN)
 
 
-def _cut(tensor: Tensor, place: slice, total: int) -> Tensor:
+def _cut(place: slice, total: int, tensor: Tensor) -> Tensor:
     if not tensor.ndim or len(tensor) != total:
         raise ValueError(f"an answer of shape {tuple(tensor.shape)} has not one entry for each of {total} rows")
     return tensor[place]
@@ -255,9 +255,3 @@ def each_tensor(answer: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(answer, dict):  # diffusers' and transformers' outputs are dictionaries too
         return type(answer)(**{name: each_tensor(part, change) for name, part in answer.items()})
     return answer
-
-
-@cache
-def _parameters(kind: type, method: str) -> tuple[str, ...]:
-    """The names of the method's parameters, in order."""
-    return tuple(inspect.signature(getattr(kind, method)).parameters)[1:]

@@ -11,12 +11,13 @@ import copy
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from greenlet import GreenletExit, getcurrent, greenlet
-from torch import nn
+from torch import Tensor, nn
 
 from models.base import Output
 from models.stepping.contract import Lane, StepCall
@@ -45,7 +46,7 @@ class Networks:
         return found
 
     def make(self, name: str, module: nn.Module, lane: Lane, method: str) -> MergedNetwork:
-        """A new one, for kinds of networks that do more."""
+        """A new one, for `of`; for who has more to do than to merge."""
         return MergedNetwork(name, module, lane, method, self._row_sizes)
 
 
@@ -70,10 +71,10 @@ class SharedPipeline:
                 _upcast(module)
                 methods = {method: networks.of(f"vae.{method}", module, lane, method)
                            for method, lane in VAE_METHODS.items() if hasattr(module, method)}
-                self._stand_ins[name] = lambda run, module=module, methods=methods: _Vae(module, run, methods)
+                self._stand_ins[name] = partial(_Vae, module, methods)
             elif (lane := _lane(name)) is not None:
                 network = networks.of(name, module, lane)
-                self._stand_ins[name] = lambda run, module=module, network=network: _StandIn(module, run, network)
+                self._stand_ins[name] = partial(_StandIn, module, network)
         self._tells_steps = "callback_on_step_end" in inspect.signature(type(pipeline).__call__).parameters
 
     def start(
@@ -111,7 +112,7 @@ class PipelineRun:
         self.progress = 0.0
         self.preview: np.ndarray | None = None
 
-    def send(self, answer: Any, /) -> StepCall | list[StepCall]:
+    def send(self, answer: Any, /) -> StepCall:
         """On with the answer (None at first) to the next call. StopIteration holds the output."""
         if self._greenlet is None:
             self._greenlet = greenlet(self._work)
@@ -119,7 +120,7 @@ class PipelineRun:
         self._greenlet.parent = getcurrent()
         return self._arrived(self._greenlet.switch(answer))
 
-    def throw(self, fault: BaseException, /) -> StepCall | list[StepCall]:
+    def throw(self, fault: BaseException, /) -> StepCall:
         """The fault is raised where the pipeline waits."""
         if self._greenlet is None:
             self._greenlet = greenlet(self._work)
@@ -155,9 +156,8 @@ class PipelineRun:
     def _work(self) -> Output:
         return self._finish(self._pipeline(**self._arguments))
 
-    def _arrived(self, asked: Any) -> Any:
-        assert self._greenlet is not None
-        if not self._greenlet.dead:
+    def _arrived(self, asked: Any) -> StepCall:
+        if isinstance(asked, StepCall):
             return asked
         self._forget()
         raise StopIteration(asked)
@@ -170,7 +170,7 @@ class PipelineRun:
 class _StandIn:
     """Stands where a module was. It says that it is of the module's class, and has all that the module has."""
 
-    def __init__(self, module: nn.Module, run: PipelineRun, network: MergedNetwork | None) -> None:
+    def __init__(self, module: nn.Module, network: MergedNetwork | None, run: PipelineRun) -> None:
         self._stand_in_module, self._stand_in_run, self._stand_in_network = module, run, network
 
     @property  # type: ignore[misc]
@@ -199,12 +199,19 @@ class _StandIn:
 class _Vae(_StandIn):
     """Stands where a VAE was; `encode` and `decode` are what is waited for."""
 
-    def __init__(self, module: nn.Module, run: PipelineRun, methods: Mapping[str, MergedNetwork]) -> None:
-        super().__init__(module, run, None)
-        for name, network in methods.items():
-            setattr(self, name, lambda first, *args, network=network, **kwargs: run.ask(
-                network.call((first.to(module.dtype), *args), kwargs)
-            ))
+    def __init__(self, module: nn.Module, methods: Mapping[str, MergedNetwork], run: PipelineRun) -> None:
+        super().__init__(module, None, run)
+        self._stand_in_methods = methods
+
+    def encode(self, picture: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return self._wait("encode", picture, *args, **kwargs)
+
+    def decode(self, z: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return self._wait("decode", z, *args, **kwargs)
+
+    def _wait(self, method: str, first: Tensor, *args: Any, **kwargs: Any) -> Any:
+        first = first.to(self.dtype)  # the VAE may have been brought to another precision
+        return self._stand_in_run.ask(self._stand_in_methods[method].call((first, *args), kwargs))
 
 
 def _leave_the_models() -> None:

@@ -19,20 +19,19 @@ class Shelter:
     a device that shares the host's memory there is nothing to move.
     """
 
-    def __init__(self, device: torch.device, host: torch.device | None = None) -> None:
-        self._device, self._host = device, host or torch.device("cpu")
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._needed = device.type != "cpu"
         self._away: WeakIdKeyDictionary = WeakIdKeyDictionary()  # a run that ends forgets its tensors by itself
 
     def move_out(self, calls: Iterable[StepCall]) -> int:
         """Bytes of device memory that the calls no longer need."""
         moved = 0
-        for tensor in _tensors([(call.args, call.kwargs) for call in calls]):
-            if tensor.device.type != self._device.type or self._device.type == self._host.type:
-                continue
-            moved += tensor.numel() * tensor.element_size()
-            waiting = torch.empty_like(tensor, device=self._host, pin_memory=self._device.type == "cuda")
-            tensor.data = waiting.copy_(tensor)
-            self._away[tensor] = True
+        for tensor in _tensors([(call.args, call.kwargs) for call in calls]) if self._needed else ():
+            if tensor.device.type == self._device.type and tensor not in self._away:
+                moved += tensor.numel() * tensor.element_size()
+                tensor.data = self._out(tensor)
+                self._away[tensor] = True
         return moved
 
     def bring_back(self, calls: Iterable[StepCall]) -> int:
@@ -41,10 +40,16 @@ class Shelter:
             return 0
         back = 0
         for tensor in _tensors([(call.args, call.kwargs) for call in calls]):
-            if self._away.pop(tensor, False):
-                tensor.data = tensor.data.to(self._device)
+            if self._away.pop(tensor, False):  # type: ignore[no-untyped-call]
+                tensor.data = self._back(tensor)
                 back += 1
         return back
+
+    def _out(self, tensor: Tensor) -> Tensor:
+        return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor)
+
+    def _back(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self._device, non_blocking=True)
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -108,11 +108,11 @@ class Stepper:
 
     def __init__(
         self, device: torch.device, batcher: StepBatcher, events: StepEvents,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = time.monotonic, shelter: Shelter | None = None,
     ) -> None:
         self._device, self._batcher, self._events, self._clock = device, batcher, events, clock
         self._timer = ForwardClock(device, batcher.costs.learn, clock)
-        self._shelter = Shelter(device)
+        self._shelter = shelter or Shelter(device)
         self._joining: deque[_Resident] = deque()
         self._residents: dict[int, _Resident] = {}
         self._parked: dict[Waiting, _Parked] = {}
@@ -181,19 +181,17 @@ class Stepper:
         What does not fit the memory is tried in halves; a call that does not fit alone, once more after the others
         have left the device. After another fault each call runs alone, so that only the guilty run gets it.
         """
-        answers = self._try(aboard)
-        if not isinstance(answers, Exception):
-            yield from zip(aboard, answers, strict=True)
-        elif len(aboard) == 1:
-            yield aboard[0], answers
-        elif isinstance(answers, OutOfMemory):
-            half = (len(aboard) + 1) // 2
-            self._batcher.limit(aboard[0].call.key, sum(one.call.rows for one in aboard[:half]))
-            yield from self._forward(aboard[:half])
-            yield from self._forward(aboard[half:])
-        else:
-            for one in aboard:
-                yield from self._forward([one])
+        width = len(aboard)
+        while aboard:
+            part, answers = aboard[:width], self._try(aboard[:width])
+            if isinstance(answers, Exception) and len(part) > 1:
+                width = 1
+                if isinstance(answers, OutOfMemory):
+                    width = (len(part) + 1) // 2
+                    self._batcher.limit(part[0].call.key, sum(one.call.rows for one in part[:width]))
+                continue
+            yield from zip(part, [answers] if isinstance(answers, Exception) else answers, strict=True)
+            aboard = aboard[width:]
 
     def _try(self, aboard: Sequence[_Parked]) -> list[Any] | Exception:
         """The answers, or why there are none: `OutOfMemory` or whatever the network raised."""

@@ -1,4 +1,4 @@
-"""What tests of shared steps need: requests that arrive at different turns, the same image made alone, a plain batcher."""
+"""What tests of shared steps need: requests that come at different turns, their images made alone, a plain batcher."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from models.base import Output
 from models.stepping.contract import Lane
 from models.stepping.merge import MergedNetwork
 from models.stepping.rendezvous import Networks, PipelineRun, SharedPipeline
+from models.stepping.shelter import Shelter
 from models.stepping.stepper import StepCounters, StepEvents, Stepper
 from tests import tiny_models
 
@@ -102,7 +103,7 @@ def hole(width: int = 64, height: int = 64) -> Image.Image:
 
 @dataclass
 class Request:
-    """One image wanted: of which pipeline (a class; None: the model's own), with which arguments, from which turn on."""
+    """One image wanted: of which pipeline (a class; None: the model's own), with which arguments, from which turn."""
 
     arguments: dict[str, Any]
     kind: type | None = None
@@ -169,12 +170,11 @@ class Told:
 
 
 class Desk:
-    """A stepper with a tiny model's pipelines; `at(turn)` hooks may do things between two forwards."""
+    """A stepper with a tiny model's pipelines."""
 
-    def __init__(self, model: str, row_sizes: Sequence[int] = (), batcher: Any = None, clock: Any = None) -> None:
-        self.model, self.told, self.batcher = model, Told(), batcher or Fifo()
-        more = {"clock": clock} if clock else {}
-        self.stepper = Stepper(CPU, self.batcher, self.told.events(), **more)
+    def __init__(self, model: str, row_sizes: Sequence[int] = (), shelter: Shelter | None = None) -> None:
+        self.model, self.told, self.batcher = model, Told(), Fifo()
+        self.stepper = Stepper(CPU, self.batcher, self.told.events(), shelter=shelter)
         self.networks = Networks(row_sizes)
         self._shared: dict[Any, SharedPipeline] = {}
         self.cancelled: set[int] = set()
@@ -238,7 +238,7 @@ def prove(model: str, requests: Sequence[Request], rows_per_forward: float = 1.5
 
 
 @contextmanager
-def spied(method: str = "forward") -> Iterator[list[tuple[str, Lane, int]]]:
+def spied() -> Iterator[list[tuple[str, Lane, int]]]:
     """The forwards of all networks while it lasts: (network, lane, calls)."""
     seen: list[tuple[str, Lane, int]] = []
     plain = MergedNetwork.forward
