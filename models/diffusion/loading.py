@@ -58,7 +58,7 @@ def load_control_nets(options: Mapping[str, Any], dtype: torch.dtype) -> dict[st
     """By control type the networks of the option `controlnets`. Raises `ModelFailed`."""
     nets = {}
     for kind, named in dict(options.get("controlnets") or {}).items():
-        source = find({**options, "source": named, "variant": None})
+        source = find({**options, "source": named, "variant": None, "revision": None}, one_network=True)
         try:
             nets[str(kind).lower()] = _load_control_net(source, dtype)
         except (OSError, ValueError, TypeError, KeyError) as fault:

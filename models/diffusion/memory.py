@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from core.errors import ModelFailed, OutOfMemory
 from models.diffusion.residency import Residency
 
-GIB = 1 << 30
 SHARE = 0.85  # of the device's memory for weights; the rest is for what they compute
 
 
@@ -84,8 +83,8 @@ class DeviceMemory:
         try:
             self.residency.enter(id(module), hosted.size())
         except ValueError:
-            raise OutOfMemory(f"a network of {_gib(hosted.size())} does not fit this device, which has "
-                              f"{_gib(self.residency.budget)} for weights") from None
+            raise OutOfMemory(f"a network of {readable(hosted.size())} does not fit this device, which has "
+                              f"{readable(self.residency.budget)} for weights") from None
         self._modules[id(module)] = hosted
         if id(module) in self.residency:
             hosted.bring(keep=self.residency.crowded)  # something was added to it
@@ -148,14 +147,15 @@ def refuse_too_large(sizes: dict[str, int], budget: int, offload: bool) -> None:
     if not offload:
         advice = "set the model's option 'offload' to true (one network at a time), " if len(sizes) > 1 else ""
         raise ModelFailed(
-            f"its weights need {_gib(whole)} and this device has {_gib(budget)} for weights; {advice}choose a 'dtype' "
-            "of fewer bits, or a device with more memory"
+            f"its weights need {readable(whole)} and this device has {readable(budget)} for weights; {advice}choose "
+            "a 'dtype' of fewer bits, or a device with more memory"
         )
     raise ModelFailed(
-        f"even alone, its {largest} needs {_gib(sizes[largest])} and this device has {_gib(budget)} for weights; "
-        "choose a 'dtype' of fewer bits, or a device with more memory"
+        f"even alone, its {largest} needs {readable(sizes[largest])} and this device has {readable(budget)} for "
+        "weights; choose a 'dtype' of fewer bits, or a device with more memory"
     )
 
 
-def _gib(size: int) -> str:
-    return f"{size / GIB:.1f} GB" if size >= GIB // 10 else f"{size / 2**20:.1f} MB"
+def readable(size: int) -> str:
+    """A number of bytes for people."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"

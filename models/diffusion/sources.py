@@ -39,6 +39,11 @@ class Source:
     def single_file(self) -> bool:
         return self.path.is_file()
 
+    @property
+    def is_pipeline(self) -> bool:
+        """Whether it is a folder with several networks, rather than a single file or network."""
+        return (self.path / INDEX).is_file()
+
     def index(self) -> dict[str, Any]:
         """The folder's list of components. Raises `ModelFailed`."""
         try:
@@ -100,9 +105,12 @@ class Source:
         return {name: sum(_size(file, item_bytes) for file in files) for name, files in self.weights().items()}
 
 
-def find(options: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> Source:
+def find(
+    options: Mapping[str, Any], environ: Mapping[str, str] = os.environ, *, one_network: bool = False
+) -> Source:
     """The files of the option `source`, downloaded first if they may be and need to. Options: `source`, `variant`,
-    `revision`, `offline`, `trust_pickle`. Raises `ModelFailed` with what is missing and what to do."""
+    `revision`, `offline`, `trust_pickle`. `one_network`: it is a ControlNet, not a pipeline. Raises `ModelFailed` with
+    what is missing and what to do."""
     named = str(options.get("source", "")).strip()
     variant = str(options.get("variant") or "") or None
     if not named:
@@ -114,18 +122,21 @@ def find(options: Mapping[str, Any], environ: Mapping[str, str] = os.environ) ->
         return Source(local, variant)
     if not HUB_ID.fullmatch(named) or local.suffix in (SAFE, *PICKLES):
         raise ModelFailed(f"the model's source '{local.name}' is not there; bring the folder or file, or name a hub id")
-    return Source(_hub(named, variant, options), variant)
+    return Source(_hub(named, variant, options, one_network), variant)
 
 
-def _hub(name: str, variant: str | None, options: Mapping[str, Any]) -> Path:
+def _hub(name: str, variant: str | None, options: Mapping[str, Any], one_network: bool) -> Path:
     from diffusers import DiffusionPipeline
+    from huggingface_hub import snapshot_download
 
     offline = bool(options.get("offline"))
+    wanted: dict[str, Any] = {"revision": options.get("revision") or None, "local_files_only": offline}
     try:
-        return Path(DiffusionPipeline.download(
-            name, variant=variant, revision=options.get("revision") or None, local_files_only=offline,
-            use_safetensors=None if options.get("trust_pickle") else True,
-        ))
+        if one_network:
+            return Path(snapshot_download(name, allow_patterns=["config.json", f"diffusion_*{SAFE}"],
+                                          ignore_patterns=["*.fp16*"], **wanted))
+        safe = None if options.get("trust_pickle") else True
+        return Path(DiffusionPipeline.download(name, variant=variant, use_safetensors=safe, **wanted))
     except (OSError, ValueError) as fault:
         why = "it is not in the cache, and the option 'offline' is set" if offline else _first_line(fault)
         raise ModelFailed(f"'{name}' cannot be had from the Hugging Face hub: {why}") from None

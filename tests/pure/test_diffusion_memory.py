@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import gc
 
-import numpy as np
 import pytest
 import torch
-from diffusion_kit import CPU, build, folder_of, hole, images, item, model, picture
+from diffusion_kit import CPU, build, folder_of, hole, images, item, model, picture, same
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -150,7 +149,7 @@ def test_a_model_larger_than_the_device_runs_one_network_at_a_time(monkeypatch):
     made = build("sd15", offload=True)
     wanted = item(seed=1), item(picture(1), strength=0.7), item(picture(1), hole())
     for there, usual in zip(images(made, *wanted), images(model("sd15"), *wanted), strict=True):
-        assert np.array_equal(there, usual)
+        assert same(there, usual)
     assert memory.residency.moves > 3 and memory.residency.used <= memory.residency.budget
 
 
@@ -159,7 +158,7 @@ def test_models_that_do_not_fit_together_take_turns(monkeypatch):
     memory = pretended(monkeypatch, max(first, second) + 1000)
     made = build("sd15"), build("sdxl")
     for kind, one in zip(("sd15", "sdxl", "sd15"), (*made, made[0]), strict=True):
-        assert np.array_equal(images(one, item())[0], images(model(kind), item())[0])
+        assert same(images(one, item())[0], images(model(kind), item())[0])
     assert memory.residency.crowded
 
 
@@ -211,5 +210,5 @@ def test_loras_count_as_weights(monkeypatch, tmp_path):
         made.start(item(lora_name="ink"))
     memory.residency.budget = kept
     before = memory.residency._units[id(made._base.unet)].size
-    assert np.array_equal(*images(made, item(lora_name="ink"), item(lora_name="ink")))
+    assert same(*images(made, item(lora_name="ink"), item(lora_name="ink")))
     assert memory.residency._units[id(made._base.unet)].size > before

@@ -142,3 +142,15 @@ def test_sharded_weights_belong_together():
              "diffusion_pytorch_model-00001-of-00003.fp16.safetensors", "model.safetensors.index.json"]
     matches = [sources.WEIGHTS.fullmatch(name) for name in names]
     assert [match and (match["before"] or match["after"] or "") for match in matches][:3] == ["", "fp16", "fp16"]
+
+
+def test_weights_can_be_fetched_before_the_server_starts(tmp_path, capsys):
+    from models.diffusion.fetch import main
+
+    head = 'adapter = "models.diffusion.adapter:Diffusion"\ntask = "generate"\n[options]\noffline = true\n'
+    there, gone = tmp_path / "tiny.toml", tmp_path / "gone.toml"
+    there.write_text(f'{head}source = "{folder_of("sd15")}"\n')
+    gone.write_text(f'{head}source = "{tmp_path}/nowhere"\n')
+    assert main([str(there)]) == 0 and "unet 2." in capsys.readouterr().out
+    assert main([str(there), str(gone)]) == 1 and "'nowhere' is not there" in capsys.readouterr().err
+    assert main([]) == 2
