@@ -9,7 +9,7 @@ device runs in the same way, one network at a time (diffusers calls that model o
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from functools import cache
 from typing import Any
 
@@ -35,6 +35,7 @@ class HostedModule:
         """Bytes of its weights."""
         return sum(tensor.numel() * tensor.element_size() for tensor in self._tensors())
 
+    @torch.inference_mode(False)  # weights made under it could not be used elsewhere
     def bring(self, keep: bool) -> None:
         """To the device. `keep`: what lies on the host stays there, for the way back."""
         kept: dict[Tensor, Tensor] = {}
@@ -48,6 +49,7 @@ class HostedModule:
                 kept[tensor] = self._host[tensor]
         self._host = kept
 
+    @torch.inference_mode(False)
     def drop(self) -> None:
         """Off the device. What is not on the host yet is copied there."""
         for tensor in self._tensors():
@@ -74,7 +76,7 @@ class DeviceMemory:
         self.device = device
         self.residency = Residency(budget)
         self._clock, self._host = clock, host
-        self._modules: dict[int, HostedModule] = {}
+        self._modules: dict[Hashable, HostedModule] = {}
 
     def enter(self, module: nn.Module) -> None:
         """Have the module's weights looked after, or, if they are, measured anew. Raises `OutOfMemory` when they are

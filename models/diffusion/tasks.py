@@ -37,7 +37,7 @@ class Brings:
 @cache
 def call_arguments(kind: type) -> frozenset[str]:
     """The names that `kind.__call__` takes."""
-    return frozenset(inspect.signature(kind.__call__).parameters) - {"self"}  # type: ignore[operator]
+    return frozenset(inspect.signature(kind.__call__).parameters) - {"self"}
 
 
 def edits(kind: type) -> bool:

@@ -16,12 +16,11 @@ from PIL import Image
 
 from models.base import Item, Output
 from models.diffusion.adapter import Diffusion
-from models.diffusion.memory import memory_of
 from tests import tiny_models
 
 torch.set_num_threads(1)
 CPU = torch.device("cpu")
-CLOSE = 1  # of 255: float32 differences of 1e-5 can fall on the other side of a rounding
+CLOSE, FEW = 1, 0.005  # of 255, and of all values: a difference of 1e-5 rounds so few of them to the other side
 
 
 def picture(seed: int = 0, width: int = 64, height: int = 64) -> np.ndarray:
@@ -99,12 +98,11 @@ def pil(array: np.ndarray) -> Image.Image:
 
 
 def same(first: np.ndarray, second: np.ndarray) -> bool:
-    return first.shape == second.shape and int(np.abs(first.astype(int) - second.astype(int)).max()) <= CLOSE
-
-
-def forget_memory() -> None:
-    """Models of one test shall not share the device with those of another."""
-    memory_of.cache_clear()
+    """Whether the floats that these bytes were rounded from can have been within 1e-5 of each other."""
+    if first.shape != second.shape:
+        return False
+    apart = np.abs(first.astype(int) - second.astype(int))
+    return int(apart.max()) <= CLOSE and float((apart > 0).mean()) < FEW
 
 
 def folder_of(kind: str) -> Path:

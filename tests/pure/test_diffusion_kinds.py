@@ -78,6 +78,7 @@ def test_control_maps_are_drawn_by_us_or_sent(kind):
     original = stock(f"{kind}-controlnet")
     lines = pil(canny(PHOTO))
     assert same(edges, alone(original, image=lines, **SIZED))
+    assert not same(edges, alone(original, image=pil(np.zeros_like(PHOTO)), **SIZED)), "the comparison is sensitive"
     assert same(sent, alone(original, image=pil(PHOTO), controlnet_conditioning_scale=0.5, **SIZED))
     assert same(started, alone(
         stock(f"{kind}-controlnet", f"{family}ControlNetImg2ImgPipeline"), image=pil(PHOTO),

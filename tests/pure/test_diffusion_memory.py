@@ -212,3 +212,12 @@ def test_loras_count_as_weights(monkeypatch, tmp_path):
     before = memory.residency._units[id(made._base.unet)].size
     assert same(*images(made, item(lora_name="ink"), item(lora_name="ink")))
     assert memory.residency._units[id(made._base.unet)].size > before
+
+
+def test_weights_that_came_under_inference_mode_serve_elsewhere_too():
+    memory = DeviceMemory(torch.device("cpu"), 10**6)
+    module = nn.Linear(4, 4)
+    memory.enter(module)
+    with torch.inference_mode():
+        memory.bring(module)
+    assert not module.weight.is_inference() and module(torch.ones(1, 4)).requires_grad
