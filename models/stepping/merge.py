@@ -150,6 +150,10 @@ TABLES: Mapping[tuple[str, str], Table] = {
 # --- one network ----------------------------------------------------------------------------------------------------
 
 
+class _ByItself(tuple[Any, ...]):
+    """The key of calls that are not merged; equal for calls that cost the same."""
+
+
 class MergedNetwork:
     """One method of one module on the device, whose calls are merged by its class's table if it has one.
 
@@ -179,13 +183,14 @@ class MergedNetwork:
         """What a run that calls the module like this waits for."""
         if self._table is not None:
             named = dict(zip(self._parameters, args, strict=False)) | kwargs
-            rows = len(named[self._table.rows])
             try:
+                rows = _rows(named.get(self._table.rows))
                 return StepCall(self, (), named, rows, (self, self._key(self._table, named, rows)), self._lane)
             except Alone:
-                return StepCall(self, (), named, rows, (self, object()), self._lane)
-        first = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.ndim), None)
-        return StepCall(self, args, kwargs, 1 if first is None else len(first), (self, object()), self._lane)
+                args, kwargs = (), named
+        shapes = [tuple(value.shape) for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        rows = next((shape[0] for shape in shapes if shape), 1)
+        return StepCall(self, args, kwargs, rows, _ByItself((self, *shapes)), self._lane)
 
     def _key(self, table: Table, named: Arguments, rows: int) -> frozenset[Any]:
         """What the arguments' columns demand. Raises `Alone`."""
@@ -202,9 +207,10 @@ class MergedNetwork:
         return frozenset(parts)
 
     def forward(self, calls: Sequence[StepCall]) -> list[Any]:
-        """One forward of calls of one key. A single call is passed on untouched, unless rows are filled up."""
+        """One forward of calls of one key; one after the other, if they cannot be merged (their key is for measuring
+        what they cost). A single call is passed on untouched, unless rows are filled up."""
         table = self._table
-        if table is None or (len(calls) == 1 and not self._sizes):
+        if table is None or isinstance(calls[0].key, _ByItself) or (len(calls) == 1 and not self._sizes):
             return [self._method(*call.args, **call.kwargs) for call in calls]
         rows = [call.rows for call in calls]
         named = [{name: value for name, value in call.kwargs.items() if value is not None} for call in calls]
@@ -231,6 +237,13 @@ class MergedNetwork:
             return 0
         fitting = next((size for size in self._sizes if size >= rows), None)
         return fitting - rows if fitting else -rows % self._sizes[-1]
+
+
+def _rows(samples: Any) -> int:
+    """How many samples a call carries. Raises `Alone` if it does not say so where such calls do."""
+    if not isinstance(samples, Tensor) or not samples.ndim:
+        raise Alone
+    return len(samples)
 
 
 _PLAIN = Plain()

@@ -199,13 +199,16 @@ class Desk:
 
     def until_done(self, requests: Sequence[Request] = (), between: Callable[[int], None] = lambda _: None) -> Told:
         waiting = dict(enumerate(requests))
-        while waiting or self.stepper.busy:
-            for number in [number for number, request in waiting.items() if request.turn <= self.turn]:
-                self.join(number, waiting.pop(number))
-            self.stepper.advance()
-            self.turn += 1
-            between(self.turn)
-            assert self.turn < 2000
+        try:
+            while waiting or self.stepper.busy:
+                for number in [number for number, request in waiting.items() if request.turn <= self.turn]:
+                    self.join(number, waiting.pop(number))
+                self.stepper.advance()
+                self.turn += 1
+                between(self.turn)
+                assert self.turn < 2000
+        finally:
+            torch.set_grad_enabled(True)  # other tests share this thread
         return self.told
 
 

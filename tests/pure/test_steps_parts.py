@@ -324,6 +324,8 @@ def test_an_adapter_runs_a_batch_by_itself_and_leaves_gradients_as_they_were():
     ends = Doubling({}, CPU).run([Item({"steps": 2}), Item({"steps": 5}), Item({"steps": 1}, cancelled=lambda: True)])
     assert [one.facts["value"] for one in ends[:2]] == [2, 5] and isinstance(ends[2], Cancelled)
     assert torch.is_grad_enabled()
+    with torch.inference_mode():  # as a worker calls models
+        assert Doubling({}, CPU).run([Item({"steps": 3})])[0].facts["value"] == 3
     assert run_all(Doubling({}, CPU), []) == []
 
 

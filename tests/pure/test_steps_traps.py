@@ -46,8 +46,10 @@ def test_one_timestep_for_the_whole_batch_would_be_seen(monkeypatch):
 
     requests = [request.but(num_inference_steps=STEPS + n) for n, request in enumerate(three())]
     assert compare("sd15", requests).equal()
-    monkeypatch.setattr(columns.OnePerSample, "join", first)
-    assert not compare("sd15", requests).equal()
+    plain = columns.OnePerSample.join
+    for spoilt in (first, lambda *given: plain(*given) + 1):  # or a timestep that is off by one
+        monkeypatch.setattr(columns.OnePerSample, "join", spoilt)
+        assert not compare("sd15", requests).equal()
 
 
 def test_text_padded_without_its_mask_would_be_seen(monkeypatch):
@@ -123,26 +125,45 @@ def test_a_class_without_a_table_runs_alone_and_says_so_once(capsys):
     desk._shared[StableDiffusionPipeline] = SharedPipeline(pipeline, desk.networks)
     SharedPipeline(pipeline, desk.networks)
     assert capsys.readouterr().err.count("OtherUNet has no merge table") == 1
-    with spied() as seen:
-        told = desk.until_done(three())
-    assert {calls for _, lane, calls in seen if lane is Lane.DENOISE} == {1}
+    rows: list[int] = []
+    hook = network.register_forward_pre_hook(lambda _, given: rows.append(len(given[0])))
+    told = desk.until_done(three())
+    hook.remove()
+    assert rows == [2] * 3 * STEPS
     assert all(float((told.image(n) - alone("sd15", one)).abs().max()) <= CLOSE for n, one in enumerate(three()))
 
 
 def test_a_tensor_that_no_table_knows_keeps_its_call_alone():
+    class Counting(torch.nn.Module):
+        def forward(self, sample, timestep, class_labels=None, cross_attention_kwargs=None, **more):
+            forwards.append(len(sample))
+            return (sample,)
+
+    def answered(**more):
+        forwards.clear()
+        calls = [network.call((torch.full((2, 3), float(n)), torch.tensor(5)), more) for n in range(2)]
+        assert calls[0].key == calls[1].key
+        assert [float(one[0][0, 0]) for one in network.forward(calls)] == [0, 1]
+        return list(forwards)
+
+    Counting.__name__, forwards = "UNet2DConditionModel", []
+    network = MergedNetwork("unet", Counting(), Lane.DENOISE)
+    region = torch.ones(1)
+    assert answered() == answered(cross_attention_kwargs={"scale": 1.0}) == answered(class_labels=torch.ones(2)) == [4]
+    assert answered(mystery=region) == answered(cross_attention_kwargs={"region": region}) == [2, 2]
+    assert answered(class_labels=torch.ones(1)) == [2, 2]  # not one for each of two samples
+    assert network.call((), {"embedded": region}).rows == 1  # no samples where they are expected
+
+
+def test_flags_must_be_equal_and_of_one_type():
     network = MergedNetwork("unet", stock("sd15").unet, Lane.DENOISE)
-    sample, words = torch.zeros(2, 4, 8, 8), torch.zeros(2, 7, 32)
 
     def key(**more):
-        return network.call((sample, torch.tensor(5)), {"encoder_hidden_states": words, **more}).key
+        return network.call((torch.zeros(2, 4, 8, 8), torch.tensor(5)), more).key
 
     assert key() == key(return_dict=None) == key(timestep_cond=None)
-    assert key() != key(return_dict=False) != key(return_dict=True)
-    assert key(cross_attention_kwargs={"scale": 1.0}) != key(cross_attention_kwargs={"scale": 1})
-    region = torch.ones(1)
-    assert key(cross_attention_kwargs={"region": region}) != key(cross_attention_kwargs={"region": region})
-    assert key(mystery=region) != key(mystery=region)
-    assert key(class_labels=torch.zeros(1)) != key(class_labels=torch.zeros(1))  # not one for each of two samples
+    assert len({key(), key(return_dict=False), key(return_dict=True), key(cross_attention_kwargs={"scale": 1.0}),
+                key(cross_attention_kwargs={"scale": 1}), key(cross_attention_kwargs={"scale": True})}) == 6
 
 
 def test_a_vae_that_must_be_upcast_is_so_once_for_all_runs():

@@ -173,7 +173,7 @@ def scheduled(name: str, number: int, turn: int, steps: int) -> Request:
 
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_each_scheduler_keeps_its_own_state(name):
-    prove("sd15", [scheduled(name, 0, 0, 5), scheduled(name, 1, 2, 4)], rows_per_forward=2.5)
+    prove("sd15", [scheduled(name, 0, 0, 4), scheduled(name, 1, 2, 3)], rows_per_forward=2.4)
 
 
 def test_seventeen_schedulers_in_one_batch():
