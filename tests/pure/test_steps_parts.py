@@ -321,6 +321,7 @@ class Doubling(StepAdapter):
 
 @pytest.mark.skipif(not importlib.util.find_spec("models.stepping.costs"), reason="comes with the batcher")
 def test_an_adapter_runs_a_batch_by_itself_and_leaves_gradients_as_they_were():
+    torch.set_grad_enabled(True)  # other tests' steppers have switched them off in this thread
     ends = Doubling({}, CPU).run([Item({"steps": 2}), Item({"steps": 5}), Item({"steps": 1}, cancelled=lambda: True)])
     assert [one.facts["value"] for one in ends[:2]] == [2, 5] and isinstance(ends[2], Cancelled)
     assert torch.is_grad_enabled()

@@ -1,0 +1,225 @@
+"""Which parked calls go next, and how many of them in one forward. Pure: no torch, no clock, no thread.
+
+**Order.** All waiting calls stand in one line, by *due*: when their run joined, less a head start. The less work a run
+has left, the larger its head start: `favour x U x (U / left)` seconds, where `left` is its remaining work, divided by
+the weight of its priority, and `U` the usual remaining work here. That is Smith's rule (weight / time; shortest
+remaining first, where weights are equal) with linear ageing, and since all who wait age alike, the line stays as it is
+while time goes by. An urgent run, and a call that encodes or decodes, have a head start of `patience` seconds or twice
+that besides: urgent runs pass everybody, a decode ends a run, and an encode shows with whom a run can share forwards.
+Every head start is bounded, so nobody waits for whoever joined later than that.
+
+**Width.** The first in line goes, together with those that next in line wait for the same key. How many is decided by
+measured seconds: for each width, what everybody who waits would be delayed if all calls of the key went in forwards of
+that width, each delay times its run's weight; the width of the least sum is taken. Where one more row costs little,
+forwards are wide, and the wider the more runs wait behind; where two rows take twice as long as one, one run finishes
+after the other.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
+
+from models.stepping.costs import StepCosts
+
+ENCODE, DENOISE = 0, 1  # lanes, as in `contract.Lane`; what is neither decodes
+URGENT = 0
+SHORTEST = 1 / 20  # of the usual work: who has less left is favoured no more than that
+KEPT_LIMITS = 1_024
+
+
+@dataclass(eq=False, slots=True)
+class Waiting:
+    """One parked call as the batcher sees it.
+
+    run: whose call it is. rows: at least 1. lane: 0 encodes, 1 denoises, 2 decodes; one key has one lane. priority: 0
+    urgent to 3 test. remaining: denoiser forwards that the run still needs, this one included. joined: when the run
+    joined (monotonic seconds).
+    """
+
+    run: int
+    key: Hashable
+    rows: int
+    lane: int
+    priority: int
+    remaining: float
+    joined: float
+
+
+_Place = tuple[float, int, Waiting]  # due, turn; turns differ, so that calls are never compared
+
+
+class StepBatcher:
+    """All parked calls of one device. `add` and `next` cost O(log n) for n calls of a key, and little for each key.
+
+    costs: what forwards take; whoever runs them tells it. most_rows: of one forward. weights: of priorities 0 to 3.
+    favour: how much a run with little work left is preferred; 0: first come, first served. patience: seconds by which
+    an urgent run, or a call that encodes or decodes, may pass one that joined earlier.
+    """
+
+    def __init__(
+        self, costs: StepCosts, *, most_rows: int = 16, weights: Sequence[int] = (5, 3, 1, 1), favour: float = 0.3,
+        patience: float = 600.0,
+    ) -> None:  # fmt: skip
+        self.costs = costs
+        self._most_rows, self._weights, self._favour, self._patience = most_rows, tuple(weights), favour, patience
+        self._lines: dict[Hashable, list[_Place]] = {}  # by key, in order
+        self._places: dict[Waiting, _Place] = {}
+        self._runs: dict[int, int] = {}  # how many calls of each run wait
+        self._weight = 0  # of all runs that wait
+        self._limits: dict[Hashable, int] = {}
+        self._turn = self._seen = 0
+        self._usual = 0.0  # seconds of work that a run has left, the mean of recent steps
+
+    def add(self, waiting: Waiting) -> None:
+        """A call begins to wait."""
+        self._turn += 1
+        place = self._places[waiting] = (self._due(waiting, waiting.rows), self._turn, waiting)
+        insort(self._lines.setdefault(waiting.key, []), place)
+        others = self._runs.get(waiting.run, 0)
+        self._runs[waiting.run] = others + 1
+        if not others:
+            self._weight += self._weights[waiting.priority]
+
+    def remove(self, waiting: Waiting) -> None:
+        """It waits no longer. It must have waited."""
+        place = self._places.pop(waiting)
+        line = self._lines[waiting.key]
+        del line[bisect_left(line, place)]
+        if not line:
+            del self._lines[waiting.key]
+        self._runs[waiting.run] -= 1
+        if not self._runs[waiting.run]:
+            del self._runs[waiting.run]
+            self._weight -= self._weights[waiting.priority]
+
+    def next(self, now: float) -> list[Waiting]:
+        """The calls of the next forward, taken out: all of one key; none when nobody waits. All who wait age alike, so
+        nothing depends on `now`."""
+        if not self._lines:
+            return []
+        line = min(self._lines.values(), key=self._head)
+        chosen = [waiting for *_, waiting in line[: self._width(line)]]
+        self._learn_usual(chosen[0])
+        for waiting in chosen:
+            self.remove(waiting)
+        return chosen
+
+    def limit(self, key: Hashable, rows: int) -> None:
+        """More rows did not fit the memory: no forward of that key has more from now on, unless one call does."""
+        rows = min(rows, self._limits.pop(key, rows))
+        if len(self._limits) >= KEPT_LIMITS:
+            del self._limits[next(iter(self._limits))]
+        self._limits[key] = max(1, rows)
+
+    # --- order --------------------------------------------------------------------------------------------------------
+
+    def _head(self, line: list[_Place]) -> tuple[float, int]:
+        """The first of a line, by which lines are compared: when it is due if it shares its forwards."""
+        _, turn, waiting = line[0]
+        return self._due(waiting, self._rows_within(line, self._most_rows)), turn
+
+    def _due(self, waiting: Waiting, rows: int) -> float:
+        """Less is earlier. rows: of the forwards that it may share."""
+        leaps = 2 * (waiting.priority == URGENT) + (waiting.lane != DENOISE)
+        return waiting.joined - leaps * (self._patience + self._most_favour) - self._head_start(waiting, rows)
+
+    def _head_start(self, waiting: Waiting, rows: int) -> float:
+        price = self.costs.price(waiting.key, rows) or 0.0
+        left = price * waiting.rows * (max(1.0, waiting.remaining) if waiting.lane == DENOISE else 1.0)
+        left = max(left / self._weights[waiting.priority], SHORTEST * self._usual)
+        return self._favour * self._usual * self._usual / left if left else 0.0
+
+    @property
+    def _most_favour(self) -> float:
+        """The longest head start that little work is worth, in seconds."""
+        return self._favour * self._usual / SHORTEST
+
+    def _learn_usual(self, waiting: Waiting) -> None:
+        seconds = self.costs.seconds(waiting.key, waiting.rows)
+        if waiting.lane == DENOISE and seconds is not None:
+            self._seen += 1
+            self._usual += (seconds * waiting.remaining - self._usual) / min(self._seen, 1_000)
+
+    # --- width --------------------------------------------------------------------------------------------------------
+
+    def _width(self, line: list[_Place]) -> int:
+        """How many calls of a line go: those that make the weighted delay of all who wait least."""
+        key, rows, weight = line[0][2].key, 0, 0
+        ends = self._ends(line)
+        all_rows, all_weight = sum(waiting.rows for waiting, _ in ends), sum(weight for _, weight in ends)
+        room = self._room(key)
+        best, least = 1, float("inf")
+        for count, (waiting, added) in enumerate(ends, 1):
+            rows += waiting.rows
+            weight += added
+            if rows > room:
+                break
+            if added:  # half of what a run waits for does not let it go on
+                delay = self._delay(key, rows, all_rows - rows, weight, all_weight - weight)
+                if delay < least:
+                    best, least = count, delay
+        return best
+
+    def _ends(self, line: list[_Place]) -> list[tuple[Waiting, int]]:
+        """The first calls of a line, as many as could ever share a forward, each with the weight of the run that goes
+        on once it is answered: 0 where more calls of the run follow."""
+        calls = list(_within(line, self._most_rows))
+        runs = [waiting.run for waiting in calls[1:]] + [None]
+        return [(one, 0 if one.run == after else self._weights[one.priority])
+                for one, after in zip(calls, runs, strict=True)]
+
+    def _delay(self, key: Hashable, rows: int, rest: int, aboard: int, left: int) -> float:
+        """Weighted seconds that everybody waits if so many rows go now and the rest after them, equally wide.
+
+        aboard, left: the weights of those who go and of those who go after; the latter do not all wait until the last
+        of their forwards has ended."""
+        full, last = divmod(rest, rows)
+        first = self.costs.seconds(key, rows) or 0.0
+        after = full * first + ((self.costs.seconds(key, last) or 0.0) if last else 0.0)
+        forwards = full + (last > 0)
+        behind = self._weight - aboard - left
+        return self._weight * first + (behind + left * (1 + 1 / max(1, forwards)) / 2) * after
+
+    def _room(self, key: Hashable) -> int:
+        """The most rows of a forward."""
+        return min(self._most_rows, self._limits.get(key, self._most_rows), self.costs.reach(key))
+
+    def _rows_within(self, line: list[_Place], most: int) -> int:
+        """The rows of the first calls of a line, as many as fit."""
+        return sum(waiting.rows for waiting in _within(line, most))
+
+    # --- to be told and checked ---------------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __repr__(self) -> str:
+        lines = ", ".join(f"{len(line)} x {line[0][2].rows} rows" for line in self._lines.values())
+        return f"StepBatcher({len(self)} calls of {len(self._runs)} runs: {lines or 'nobody waits'})"
+
+    def check(self) -> None:
+        """Raises AssertionError when an invariant does not hold."""
+        runs: dict[int, int] = {}
+        for key, line in self._lines.items():
+            assert line and line == sorted(line), "a line is empty or out of order"
+            for place in line:
+                waiting = place[2]
+                assert waiting.key == key and self._places[waiting] is place, "a call stands in the wrong line"
+                runs[waiting.run] = runs.get(waiting.run, 0) + 1
+        assert sum(runs.values()) == len(self._places), "a call stands in no line"
+        assert runs == self._runs, "calls of a run are not counted"
+        priorities = {waiting.run: waiting.priority for waiting in self._places}
+        assert self._weight == sum(self._weights[one] for one in priorities.values()), "weights are not counted"
+        assert all(rows >= 1 for rows in self._limits.values())
+
+
+def _within(line: list[_Place], most: int) -> Iterator[Waiting]:
+    """The first calls of a line whose rows are at most so many together, but at least one call."""
+    rows = 0
+    for *_, waiting in line:
+        rows += waiting.rows
+        if rows > most and rows > waiting.rows:
+            return
+        yield waiting
