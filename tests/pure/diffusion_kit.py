@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import copy
-import sys
-import types
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -107,39 +104,3 @@ def same(first: np.ndarray, second: np.ndarray) -> bool:
 
 def folder_of(kind: str) -> Path:
     return tiny_models.folder(kind)
-
-
-# --- until there is a batcher -----------------------------------------------------------------------------------------
-
-
-class _Costs:
-    def learn(self, key: Any, rows: int, seconds: float) -> None:
-        pass
-
-
-class _Fifo:
-    def __init__(self, costs: Any) -> None:
-        self.costs, self.waiting = costs, []
-
-    def add(self, waiting: Any) -> None:
-        self.waiting.append(waiting)
-
-    def remove(self, waiting: Any) -> None:
-        self.waiting.remove(waiting)
-
-    def next(self, now: float) -> Sequence[Any]:
-        taken = [one for one in self.waiting if one.key == self.waiting[0].key]
-        self.waiting = [one for one in self.waiting if one not in taken]
-        return taken
-
-
-class _Waiting:
-    def __init__(self, run: int, key: Any, rows: int, *_: Any, **__: Any) -> None:
-        self.run, self.key, self.rows = run, key, rows
-
-
-try:
-    import models.stepping.batcher  # noqa: F401
-except ModuleNotFoundError:
-    sys.modules["models.stepping.batcher"] = types.SimpleNamespace(Waiting=_Waiting, StepBatcher=_Fifo)  # type: ignore
-    sys.modules["models.stepping.costs"] = types.SimpleNamespace(StepCosts=_Costs)  # type: ignore
