@@ -193,7 +193,8 @@ def router(engine: Engine, settings: Settings, keepalive: float = 15.0) -> APIRo
 
     @api.get("/jobs/{id}/events", **openapi.answers("events", 200, 404))
     async def events(request: Request, id: JobId) -> Response:
-        """Server-sent events `state`, `position`, `progress`, until the job has ended; `Last-Event-ID` resumes."""
+        """Server-sent events `state`, `position`, `progress` and, where they were asked for, `preview` (base64 in
+        `jpeg`), until the job has ended; `Last-Event-ID` resumes."""
         job = await engine.job(job_id(id), caller(request).tenant)
         last = request.headers.get("last-event-id", "")
         after = int(last) if last.isdigit() and len(last) < 19 else 0

@@ -78,12 +78,14 @@ SCHEMAS: dict[str, Any] = {
     ),
 }  # fmt: skip
 
-FORM = {
-    "multipart/form-data": {
-        "schema": _object("image", image=BINARY, mask=BINARY, **OPTIONS),
-        "encoding": {"params": {"contentType": "application/json"}},
-    }
-}
+PREVIEWS = {"type": "boolean", "description": "Show in the job's events how the image of a stepped model grows."}
+
+
+def _form(**more: Any) -> dict[str, Any]:
+    schema = _object("image", image=BINARY, mask=BINARY, **OPTIONS, **more)
+    return {"multipart/form-data": {"schema": schema, "encoding": {"params": {"contentType": "application/json"}}}}
+
+
 SUBMIT: dict[str, Any] = {
     "parameters": [
         {"name": "Prefer", "in": "header", "schema": TEXT, "description": "`respond-async` or `wait=N` (RFC 7240)."},
@@ -92,8 +94,10 @@ SUBMIT: dict[str, Any] = {
     "requestBody": {
         "required": True,
         "content": {
-            **FORM,
-            "application/json": {"schema": _object("model image", image=BASE64, mask=BASE64, **OPTIONS)},
+            **_form(previews=PREVIEWS),
+            "application/json": {
+                "schema": _object("model image", image=BASE64, mask=BASE64, previews=PREVIEWS, **OPTIONS)
+            },
             **IMAGE,
         },
     },
@@ -145,7 +149,7 @@ def _run_path() -> dict[str, Any]:
             "description": "One image in, one image out; nothing is stored. Going away cancels it.",
             "operationId": "run",
             "parameters": parameters,
-            "requestBody": {"required": True, "content": {**IMAGE, **FORM}},
+            "requestBody": {"required": True, "content": {**IMAGE, **_form()}},
             "responses": dict(sorted(responses.items())),
         }
     }

@@ -11,7 +11,7 @@ from typing import Any
 from api import strict_json
 from api.auth import Caller, read_priority
 from core.errors import InvalidParameter
-from core.model import ModelSpec
+from core.model import FALSE, TRUE, ModelSpec
 from core.request import OutputFormat, Priority
 
 FORMATS = {"png": "png", "jpeg": "jpeg", "jpg": "jpeg", "webp": "webp", "avif": "avif"}
@@ -58,6 +58,14 @@ def single(name: str, value: Any, fields: Mapping[str, Any]) -> Any:
     if name in fields:
         raise InvalidParameter(f"'{name[:64]}' is given twice", parameter=name[:64])
     return value
+
+
+def read_flag(name: str, value: Any) -> bool:
+    """A yes or no, in JSON or as the text of a form; no when it is not given. Raises `InvalidParameter`."""
+    word = "false" if value is None or value == "" else str(value).strip().lower()
+    if word not in TRUE | FALSE:
+        raise InvalidParameter(f"{name} must be true or false", parameter=name)
+    return word in TRUE
 
 
 def _params(value: Any) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from starlette.requests import Request
 from api import strict_json
 from api.auth import Caller
 from api.images import check_mask, decode_base64, read_image
-from api.options import read_options, single
+from api.options import read_flag, read_options, single
 from core.errors import BadRequest, InvalidParameter, TooLarge, UnsupportedEncoding
 from core.model import Catalogue, ModelSpec
 from core.request import ROLES, ImagePart, ImageRequest, Role
@@ -144,7 +144,7 @@ def shape_request(
     """The request that a submission asks for; `more` are further fields of `ImageRequest`. Raises `UnknownModel`,
     `InvalidParameter`, `InvalidImage`, `UnsupportedImage`, `TooLarge`."""
     fields = dict(found.fields)
-    name = fields.pop("model", None)
+    name, previews = fields.pop("model", None), read_flag("previews", fields.pop("previews", None))
     if not isinstance(name, str) or not name:
         raise InvalidParameter("'model' is required; GET /models lists them", parameter="model")
     spec = catalogue[name]
@@ -156,6 +156,7 @@ def shape_request(
         output=options.output,
         priority=options.priority,
         tenant=caller.tenant,
+        previews=previews,
         **{"deadline": options.deadline, **more},
     )
 

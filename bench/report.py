@@ -20,7 +20,9 @@ from bench.common import RESULTS
 from bench.servers import ROOT
 
 PAGE = ROOT / "docs" / "performance.md"
-ORDER = ("overhead", "image", "scheduler", "hub", "hot_path", "recovery", "idle", "memory")
+ORDER = (
+    "overhead", "image", "scheduler", "diffusion", "diffusion_worker", "hub", "hot_path", "recovery", "idle", "memory",
+)  # fmt: skip
 Result = Mapping[str, Any]
 
 

@@ -69,9 +69,9 @@ class Job:
     def move(self, new: State, at: float, *, device: str | None = None, why: str | None = None) -> None:
         """Go to `new`. Raises `IllegalMove` (and changes nothing) when the table does not allow it."""
         check_move(self.state, new)
-        self.state = new
+        old, self.state = self.state, new
         self.history.append(Move(at, new, device, why))
-        if new is State.RUNNING:
+        if new is State.RUNNING and old is State.QUEUED:
             self.attempts += 1
             self.device = device
             self.started_at = at

@@ -214,7 +214,8 @@ class ModelSpec:
         if self.mixed_sizes:
             height = width = _class_side(height * width, caps)
         fixed = tuple((name, params[name]) for name, param in self.params.items() if param.group)
-        return Group(self.name, self.version, height, width, fixed=fixed, limit=max(1, min(self.max_batch, cap)))
+        limit = 1 if self.stepped else max(1, min(self.max_batch, cap))
+        return Group(self.name, self.version, height, width, fixed=fixed, limit=limit, stepped=self.stepped)
 
     def cost(self, image: ImagePart | None, params: Mapping[str, Any]) -> float:
         """Relative work: 1.0 for a 512x512 image on a model of work 1.0, whose work is that of growing twofold. A

@@ -62,7 +62,7 @@ class ImageRequest:
 
     `params` have been validated by the model's spec (`ModelSpec.check_params`). `deadline` is in seconds from
     submission. A durable job survives the server's death once its acceptance was told; an ephemeral one lives exactly
-    as long as the client that waits for it.
+    as long as the client that waits for it. `previews`: the client wants to see a stepped model's image grow.
     """
 
     model: str
@@ -73,6 +73,7 @@ class ImageRequest:
     tenant: str = "anonymous"
     deadline: float | None = None
     durable: bool = True
+    previews: bool = False
     dialect: str = "jobs"
     idempotency_key: str | None = None
     client: Mapping[str, Any] = field(default_factory=dict)  # what the dialect wants back in its status answers

@@ -108,6 +108,7 @@ class Settings(BaseSettings):
     threads: Count = setting("Devices", 0, "Compute threads of each CPU worker (0: share the cores).", ge=0, le=1024)
     codec_threads: Count = setting("Devices", 2, "Threads of each worker that decode and encode images.", ge=1, le=64)
     warm_up: bool = setting("Devices", True, "Run each model once before its worker says it is ready.")
+    seats: Count = setting("Devices", 32, "Most jobs that a device runs at once, step by step.", ge=1, le=1024)
     arena_bytes: Size = setting("Devices", 16 * GIB, "Address space of the shared image memory, taken as used.", ge=MIB)
 
     models: Words = setting("Models", (), "Serve only these models (none named: all).")

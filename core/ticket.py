@@ -13,7 +13,8 @@ class Group:
 
     `height` and `width` are padded pixels. `fixed` holds every parameter that the network takes once per batch, as
     (name, value) pairs in the spec's order. `limit` is the most items a batch of this group may have anywhere: the
-    least of the model's own maximum and the cap of the resolution.
+    least of the model's own maximum and the cap of the resolution. `stepped`: its jobs form no batches here; each takes
+    a seat of a worker and shares single forwards with whoever else sits there.
     """
 
     model: str
@@ -23,6 +24,7 @@ class Group:
     dtype: str = "float32"
     fixed: tuple[tuple[str, object], ...] = ()
     limit: int = 1
+    stepped: bool = False
 
     def __str__(self) -> str:
         extra = "".join(f" {name}={value}" for name, value in self.fixed)
@@ -34,7 +36,7 @@ class Ticket:
     """One job as the scheduler knows it. All times are seconds on the engine's monotonic clock.
 
     `cost` is relative work (1.0 = a 512x512 image on this model's own scale of work); `size` the bytes it holds;
-    `timeout` the most seconds one batch of this model may run.
+    `timeout` the most seconds one batch of this model may run, or one forward of a stepped one.
     """
 
     id: str

@@ -74,7 +74,9 @@ def build(settings: Settings, make_pool: PoolMaker | None = None) -> Engine:
     return Engine(
         settings=settings,
         catalogue=catalogue,
-        scheduler=Scheduler(SchedulerConfig(max_queue_delay=settings.max_queue_delay, hang_floor=settings.hang_floor)),
+        scheduler=Scheduler(SchedulerConfig(
+            max_queue_delay=settings.max_queue_delay, hang_floor=settings.hang_floor, seats=settings.seats,
+        )),
         admission=Admission(
             settings.queue_jobs, settings.queue_bytes, tenant_share=settings.tenant_share, clock=time.monotonic
         ),

@@ -1,4 +1,4 @@
-"""How a batch leaves for its worker: as soon as there is shared memory for its results.
+"""How a batch, or a stepped job, leaves for its worker: as soon as there is shared memory for its results.
 
 When that is used up, batches wait in their order for others to land, for a while. What is too much even then is halved,
 and only a single job that does not fit, or for which nothing is given back, fails.
@@ -88,7 +88,8 @@ class Departures:
             return
         batch = self._flights.take_off(order, lives, asyncio.get_running_loop().time())
         group = order.tickets[0].group
-        self._metrics.batch_dispatched(batch.model, resolution_class(group.height * group.width), len(lives))
+        if not group.stepped:
+            self._metrics.batch_dispatched(batch.model, resolution_class(group.height * group.width), len(lives))
         self._pool.send(order.worker, order.incarnation, batch)
 
     def _does_not_fit(self, order: Dispatch, lives: list[Live], fault: StorageFull) -> None:

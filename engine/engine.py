@@ -10,9 +10,9 @@ import asyncio
 import time
 import uuid
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import structlog
 
@@ -34,10 +34,11 @@ from core.settings import Settings
 from core.states import State
 from core.ticket import Ticket
 from engine import roll, snapshot, watch
+from engine.arrivals import Arrivals
 from engine.departures import Departures
 from engine.endings import Endings
 from engine.feed import JobEvent, past_events
-from engine.flights import Flights, Key
+from engine.flights import Flights
 from engine.keeper import Keeper, resumed
 from engine.live import Live
 from engine.metrics import Metrics
@@ -46,27 +47,15 @@ from engine.register import Register
 from engine.results import Loan, ResultBody, stored_result
 from scheduler.admission import Admission, Grant
 from scheduler.commands import Command, Dispatch, Finish, Requeue, Restart, Revoke
-from scheduler.events import (
-    BatchEnded,
-    BatchOutOfMemory,
-    Cancelled,
-    Drain,
-    Event,
-    ItemEnded,
-    Submitted,
-    Tick,
-    WorkerReady,
-)
-from scheduler.events import WorkerLost as WorkerLostEvent
+from scheduler.events import Cancelled, Drain, Event, Submitted, Tick
 from scheduler.scheduler import Scheduler
 from store.saved import SavedImages
 from workers.arena import Arena
-from workers.contract import PoolEvent, Said, WorkerDown, WorkerPool, WorkerUp
-from workers.messages import BatchDidNotFit, BatchDone, Drop, Finished, ItemsDone, JobProgress
+from workers.contract import WorkerPool
+from workers.messages import Drop
 from workers.monitor import Monitor, Reading
 
 log = structlog.get_logger("engine")
-BLAME: Mapping[str, Literal["outside", "none"]] = {"stopped": "none", "killed": "outside"}
 
 
 class Engine:
@@ -100,12 +89,16 @@ class Engine:
         self._departures = Departures(
             self.register, self.flights, self._endings, arena, pool, metrics, self.tell, patience
         )
+        self._arrivals = Arrivals(
+            self.register, self.flights, self._departures, self._endings, arena, metrics, self.tell
+        )
+        self.up = self._arrivals.up  # ready workers and their incarnation
+        self.steps = self._arrivals.steps
         self._events: deque[Event] = deque()
         self._telling = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at: float | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
-        self.up: dict[str, int] = {}  # ready workers and their incarnation
 
     def __repr__(self) -> str:
         return f"<Engine {len(self.register.live)} jobs, {len(self.flights)} batches at workers, {self.scheduler!r}>"
@@ -122,7 +115,7 @@ class Engine:
             self._resume(job)
         if recovered:
             log.info("jobs of the former run taken up", count=len(recovered))
-        await self.pool.start(self._on_pool)
+        await self.pool.start(self._arrivals.take_in)
         self._background(watch.old_jobs(self))
         self._background(watch.positions(self))
         if self._monitor:
@@ -236,10 +229,12 @@ class Engine:
             return job, ResultBody.of(bytes(loan.data), loan.format, loan.size)
 
     async def lend(
-        self, request: ImageRequest, permit: Permit | None = None, heard: Callable[[float], None] | None = None
+        self, request: ImageRequest, permit: Permit | None = None, heard: Callable[[float], None] | None = None,
+        seen: Callable[[bytes], None] | None = None,
     ) -> tuple[Job, Loan]:
         """Run a request that lives as long as its client waits: submit, wait, result. Cancelling this coroutine cancels
-        the job at once. `heard(fraction)` is told of progress. Raises the job's own error when it failed."""
+        the job at once. `heard(fraction)` is told of progress, `seen(jpeg)` gets the previews, where the request asks
+        for them. Raises the job's own error when it failed."""
         spec = self.catalogue[request.model]
         with permit or self.admit(sum(image.size for image in request.images), request.tenant) as permit:
             if self.draining:  # it began while the body was read
@@ -248,7 +243,7 @@ class Engine:
             job = self._new_job(replace(request, images=parts, durable=False) if spans or request.durable else request)
             grant, span = permit.hand_over()
         live = self._admit_live(job, spec, grant, [*spans, *([span] if span else [])])
-        live.heard = heard
+        live.heard, live.seen = heard, seen
         try:
             await asyncio.shield(live.done)
         except asyncio.CancelledError:
@@ -407,57 +402,6 @@ class Engine:
                 self.pool.send(worker, incarnation, Drop(batch, job))
             case Restart(worker, incarnation, why):
                 self.pool.kill(worker, incarnation, why)
-
-    # --- up: what workers say ---------------------------------------------------------------------------------------
-
-    def _on_pool(self, event: PoolEvent) -> None:
-        match event:
-            case Said(worker, incarnation, message):
-                match message:
-                    case ItemsDone(batch, items):
-                        for finished in items:
-                            self._item_done((worker, incarnation, batch), finished)
-                    case BatchDone(batch, seconds):
-                        self.flights.land((worker, incarnation, batch))
-                        self.tell(BatchEnded(worker, incarnation, batch, seconds))
-                    case BatchDidNotFit(batch, text):
-                        self.flights.land((worker, incarnation, batch))
-                        self.tell(BatchOutOfMemory(worker, incarnation, batch, text))
-                    case JobProgress(job, fraction):
-                        self._progress(job, fraction)
-            case WorkerUp(worker, incarnation):
-                self.up[worker] = incarnation
-                self.tell(WorkerReady(worker, incarnation))
-            case WorkerDown(worker, incarnation, cause, kind):
-                self.up.pop(worker, None)
-                self._departures.forget(worker, incarnation)
-                self.flights.crash(worker, incarnation)
-                if kind != "stopped":
-                    self.metrics.restart(worker, kind)
-                self.tell(WorkerLostEvent(worker, incarnation, cause, BLAME.get(kind, "running")))
-
-    def _item_done(self, key: Key, finished: Finished) -> None:
-        answered = self.flights.answered(key, finished.job)
-        if answered is None:
-            return
-        live, span = answered
-        self.tell(ItemEnded(*key, finished.job, finished.error))
-        if live.concluding or finished.error is not None:
-            self.arena.give(span)
-            if finished.error is not None:
-                self._endings.without_result(live, State.FAILED, finished.error)
-        else:
-            self._endings.succeed(live, key[0], span, finished)
-
-    def _progress(self, job: str, fraction: float) -> None:
-        live = self.register.live.get(job)
-        if live is None or live.job.state is not State.RUNNING:
-            return
-        live.job.progress = max(live.job.progress, fraction)
-        if live.heard:
-            live.heard(live.job.progress)
-        if live.feed:
-            live.feed.add("progress", {"progress": round(live.job.progress, 4)}, time.time())
 
     # --- in the background ------------------------------------------------------------------------------------------
 

@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 from core.job import Job, Move
 
-Kind = Literal["state", "position", "progress"]
-KEPT = 256  # events per living job; beyond it, old positions and progress are forgotten (states are few)
+Kind = Literal["state", "position", "progress", "preview"]
+KEPT = 256  # events per living job; beyond it, all but the states are forgotten
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +58,11 @@ class Feed:
         self.readers = 0
 
     def add(self, kind: Kind, data: dict[str, Any], at: float) -> None:
-        """Append an event of unix time `at`."""
+        """Append an event of unix time `at`. Of previews only the latest is kept."""
         last = self._events[-1].number if self._events else 0
         if len(self._events) >= KEPT and (old := next((e for e in self._events if e.kind != "state"), None)):
+            self._events.remove(old)
+        if kind == "preview" and (old := next((e for e in self._events if e.kind == "preview"), None)):
             self._events.remove(old)
         self._events.append(JobEvent(max(last + 1, int((at - self._created_at) * 1e6)), kind, data))
         self._wake()

@@ -22,7 +22,8 @@ Key = tuple[str, int, int]  # worker, incarnation, batch
 
 @dataclass(slots=True)
 class Flight:
-    """A batch at a worker. `places` says, for each job that it has not answered, where the result goes."""
+    """A batch, or a stepped job, at a worker. `places` says where the results go of the jobs that it has not answered.
+    """
 
     worker: str
     batch: int
@@ -30,6 +31,7 @@ class Flight:
     group: str
     since: float
     size: int
+    stepped: bool
     places: dict[str, tuple[Live, Span]]
 
 
@@ -44,7 +46,7 @@ class Flights:
         return len(self._flights)
 
     def at(self, worker: str) -> Iterator[Flight]:
-        """The batches of a worker, the running one first."""
+        """The batches and stepped jobs of a worker, in the order in which they left."""
         return (flight for flight in self._flights.values() if flight.worker == worker)
 
     def take_off(self, order: Dispatch, lives: Sequence[Live], now: float) -> RunBatch:
@@ -60,7 +62,7 @@ class Flights:
             raise
         group = order.tickets[0].group
         self._flights[order.worker, order.incarnation, order.batch] = Flight(
-            order.worker, order.batch, group.model, str(group), now, len(lives), places
+            order.worker, order.batch, group.model, str(group), now, len(lives), group.stepped, places
         )
         items = []
         for live in lives:
@@ -70,7 +72,8 @@ class Flights:
             items.append(
                 RunItem(
                     job.id, job.request.images, job.request.params, job.request.output, places[job.id][1],
-                    live.spec.canvas(job.request.image, job.request.params),
+                    live.spec.canvas(job.request.image, job.request.params), int(job.request.priority),
+                    job.request.previews,
                 )
             )
         return RunBatch(order.batch, group.model, tuple(items))

@@ -36,6 +36,7 @@ class Live:
     feed: Feed | None = None
     result: Span | None = None  # of an ephemeral job, until its waiter has it
     heard: Callable[[float], None] | None = None  # its waiter, of progress
+    seen: Callable[[bytes], None] | None = None  # its waiter, of previews
 
     def event_feed(self) -> Feed:
         """The job's event stream, made when somebody first asks."""

@@ -6,7 +6,7 @@ Every label has few values: models, routes and devices are counted, and beyond a
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from prometheus_client import (
@@ -19,7 +19,7 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from core.job import Job
@@ -222,6 +222,32 @@ def _device_gauges(workers: Any) -> Iterator[Metric]:
             if worker.get(key) is not None:
                 family.add_metric([worker["worker"]], worker[key])
         yield family
+    yield from _step_metrics([(worker["worker"], worker["steps"]) for worker in workers if worker.get("steps")])
+
+
+_STEP_COUNTERS = (
+    ("forwards", "Forwards of stepped models' denoisers."),
+    ("rows", "Rows that those forwards carried."),
+    ("preemptions", "How often a running job had to wait for an urgent one."),
+)
+_STEP_GAUGES = (
+    ("rows_per_forward", "Rows of a forward, mean of the last seconds of work."),
+    ("jobs_running", "Jobs that step on the device."),
+    ("jobs_parked", "Jobs that wait on the device for more urgent ones."),
+    ("steps_per_second", "Denoiser calls answered per second, mean of the last ten seconds."),
+)
+
+
+def _step_metrics(devices: Sequence[tuple[str, Mapping[str, Any]]]) -> Iterator[Metric]:
+    families: list[CounterMetricFamily | GaugeMetricFamily] = [
+        *(CounterMetricFamily(f"imagepool_step_{name}", about, labels=["device"]) for name, about in _STEP_COUNTERS),
+        *(GaugeMetricFamily(f"imagepool_step_{name}", about, labels=["device"]) for name, about in _STEP_GAUGES),
+    ]
+    for family, (name, _) in zip(families, (*_STEP_COUNTERS, *_STEP_GAUGES), strict=True):
+        for device, steps in devices:
+            if (value := steps[name.removeprefix("jobs_")]) is not None:
+                family.add_metric([device], value)
+    return iter(families if devices else ())
 
 
 def _gauge(name: str, about: str, value: float | None) -> Metric:

@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from core.states import State
+from engine.flights import Flight
 from workers.contract import WorkerView
 
 if TYPE_CHECKING:
@@ -16,9 +17,11 @@ def take(engine: Engine) -> dict[str, Any]:
     """Everything that status answers tell. All values are plain; nothing is awaited."""
     views = engine.pool.view()
     paces = {worker.worker: worker.pace for worker in engine.scheduler.workers()}
-    workers = [_worker(engine, view, paces.get(view.worker)) for view in views]
+    stepped = any(spec.stepped for spec in engine.catalogue)
+    workers = [_worker(engine, view, paces.get(view.worker), stepped) for view in views]
     ready = any(worker["state"] in ("ready", "busy") for worker in workers) and not engine.draining
     counts = engine.register.counts
+    running = counts[State.RUNNING] + counts[State.PARKED]  # at a worker
     ended = {state.value: counts[state] for state in State if state.ended}
     return {
         "uptime": time.time() - engine.started_at,
@@ -28,7 +31,8 @@ def take(engine: Engine) -> dict[str, Any]:
         "workers": workers,
         "queue": {
             "queued": counts[State.QUEUED],
-            "running": counts[State.RUNNING],
+            "running": running,
+            "parked": counts[State.PARKED],
             "by_priority": {str(priority): count for priority, count in engine.scheduler.waiting_by_priority().items()},
             "by_group": {str(group): count for group, count in engine.scheduler.waiting_by_group().items()},
             "bytes": engine.admission.bytes,
@@ -38,7 +42,7 @@ def take(engine: Engine) -> dict[str, Any]:
         "jobs": {
             "total": engine.register.numbered,
             "queued": counts[State.QUEUED],
-            "running": counts[State.RUNNING],
+            "running": running,
             **ended,
         },
     }
@@ -53,22 +57,17 @@ def _reason(engine: Engine, views: list[WorkerView]) -> str:
     return "no worker is ready: " + "; ".join(f"{view.worker} {view.state} ({view.detail})" for view in views[:8])
 
 
-def _worker(engine: Engine, view: WorkerView, pace: float | None) -> dict[str, Any]:
+def _worker(engine: Engine, view: WorkerView, pace: float | None, stepped: bool) -> dict[str, Any]:
     reading = engine.readings.get(view.worker)
-    current = None
-    for flight in engine.flights.at(view.worker):
-        current = {
-            "id": flight.batch, "model": flight.model, "group": flight.group, "size": flight.size,
-            "seconds": round(time.monotonic() - flight.since, 3),
-        }
-        break
+    held = list(engine.flights.at(view.worker))
+    batch = next((flight for flight in held if not flight.stepped), None)
     batches, images = engine.flights.batches[view.worker], engine.flights.images[view.worker]
     return {
         "worker": view.worker,
         "index": view.index,
         "device": view.kind,
         "name": view.facts.get("name") or view.name,
-        "state": "busy" if current and view.state == "ready" else view.state,
+        "state": "busy" if held and view.state == "ready" else view.state,
         "detail": view.detail,
         "progress": view.progress,
         "pid": view.pid,
@@ -82,9 +81,17 @@ def _worker(engine: Engine, view: WorkerView, pace: float | None) -> dict[str, A
         "power": reading.power if reading else None,
         "rss": reading.rss if reading else None,
         "cpu_percent": reading.cpu_percent if reading else None,
-        "current_batch": current,
+        "current_batch": batch and _current(batch),
+        "steps": engine.steps.told(view.worker) if stepped else None,
         "batches": batches,
         "images": images,
         "mean_batch": round(images / batches, 3) if batches else None,
         "pace": pace,
+    }
+
+
+def _current(batch: Flight) -> dict[str, Any]:
+    return {
+        "id": batch.batch, "model": batch.model, "group": batch.group, "size": batch.size,
+        "seconds": round(time.monotonic() - batch.since, 3),
     }

@@ -25,7 +25,8 @@ class Item:
     `alpha` uint8 H x W or None, the image's own transparency, which the worker puts back onto the result by itself.
     `control` uint8 H x W x 3 guides the drawing (edges, depth, a pose), `references` are further pictures to look at,
     of any size; what is made from words alone has no image. `size` is height and width that the result must have. Raw
-    models (`ModelSpec.raw`) get `data`, the encoded bytes, and no pixels. `report(fraction)` tells progress 0.0-1.0;
+    models (`ModelSpec.raw`) get `data`, the encoded bytes, and no pixels. `previews`: somebody wants to see a stepped
+    model's image grow. `report(fraction)` tells progress 0.0-1.0;
     `cancelled()` turns true when nobody wants the result any more."""
 
     params: Mapping[str, Any]
@@ -36,6 +37,7 @@ class Item:
     references: Sequence[np.ndarray] = ()
     size: tuple[int, int] = (0, 0)
     data: memoryview | None = None
+    previews: bool = False
     report: Callable[[float], None] = _ignore
     cancelled: Callable[[], bool] = _never
 

@@ -240,6 +240,18 @@ class Backlog:
             jobs.append(job)
         return jobs
 
+    def take_next(self, *, urgent: bool = False) -> Job:
+        """Take the job whose turn it is; with `urgent`, among those of P0 alone. There must be one."""
+        flow = self._first_rank(self.ranks[:1] if urgent else self.ranks).order.first()
+        lane = flow.order.first() if flow is not None else None
+        assert flow is not None and lane is not None
+        job = lane.pop()
+        if not job.charged:
+            self._charge(job, flow, 1)
+        job.lane = None
+        self._leave(lane)
+        return job
+
     def _first_rank(self, ranks: Sequence[Rank]) -> Rank:
         best = None
         for rank in ranks:

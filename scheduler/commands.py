@@ -11,7 +11,8 @@ from core.ticket import Ticket
 
 @dataclass(frozen=True, slots=True)
 class Dispatch:
-    """Hand these tickets (one group, at most its limit) to that incarnation as batch number `batch`."""
+    """Hand these tickets (one group, at most its limit) to that incarnation as batch number `batch`. A stepped job goes
+    alone, as a batch of one, beside whatever that worker runs."""
 
     worker: str
     incarnation: int

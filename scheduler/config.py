@@ -15,6 +15,7 @@ class SchedulerConfig:
     prefetch_lead: how long before its running batch ends a worker may be given a full one to follow.
     hang_floor, hang_factor: a batch counts as hung after `hang_factor` times its expected time, but never before
     `hang_floor`, and always after its tickets' own timeout.
+    seats: how many stepped jobs a worker runs at once. urgent_seats: how many more, for P0 alone.
     kept_stories: how many ended jobs `story` still knows.
     kept_groups: of how many groups the learned pace, arrivals and memory caps are kept.
     """
@@ -25,11 +26,15 @@ class SchedulerConfig:
     prefetch_lead: float = 0.1
     hang_floor: float = 30.0
     hang_factor: float = 8.0
+    seats: int = 32
+    urgent_seats: int = 4
     kept_stories: int = 1_000
     kept_groups: int = 4_096
 
     def __post_init__(self) -> None:
         if min(self.shares) <= 0:
             raise ValueError("every priority needs a share above 0, or it would starve")
+        if self.seats < 1 or self.urgent_seats < 0:
+            raise ValueError("a worker needs at least one seat")
         if self.margin < 1 or self.hang_factor < 1:
             raise ValueError("margin and hang_factor are multiples and must be at least 1")

@@ -58,6 +58,24 @@ class BatchOutOfMemory:
 
 
 @dataclass(frozen=True, slots=True)
+class Stepped:
+    """That incarnation has ended a forward of its stepped jobs: it does not hang."""
+
+    worker: str
+    incarnation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Parked:
+    """A stepped job waits at its worker for others, its state kept (`parked`), or goes on."""
+
+    worker: str
+    incarnation: int
+    job: str
+    parked: bool
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerReady:
     """A new incarnation of a worker has loaded and warmed up and takes batches."""
 
@@ -69,7 +87,7 @@ class WorkerReady:
 class WorkerLost:
     """That incarnation is dead (and reaped). Everything it held goes back to the front of its queue.
 
-    `blame`: "running" when the batch that ran may be the cause (its jobs' deaths are counted), "outside" when somebody
+    `blame`: "running" when what ran may be the cause (the deaths of its jobs are counted), "outside" when somebody
     else may have killed it as well (SIGKILL: a job that runs alone then gets a second chance), "none" when it was
     stopped on purpose."""
 
@@ -108,6 +126,6 @@ class Tick:
 
 
 Event = (
-    Submitted | Cancelled | ItemEnded | BatchEnded | BatchOutOfMemory | WorkerReady | WorkerLost | WorkerDraining
-    | LoadReport | Drain | Tick
+    Submitted | Cancelled | ItemEnded | BatchEnded | BatchOutOfMemory | Stepped | Parked | WorkerReady | WorkerLost
+    | WorkerDraining | LoadReport | Drain | Tick
 )

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from core.errors import ImagePoolError
+from core.request import Priority
 from core.states import State
 from core.ticket import Group
 from scheduler import events, verdicts, views
@@ -35,7 +36,8 @@ class Scheduler:
 
     def __init__(self, config: SchedulerConfig | None = None) -> None:
         self.config = config or SchedulerConfig()
-        self.backlog = Backlog(self.config.shares, self.config.kept_groups)
+        self.backlog = Backlog(self.config.shares, self.config.kept_groups)  # what waits for a place in a batch
+        self.stepped = Backlog(self.config.shares, self.config.kept_groups)  # what waits for a seat
         self.roster = Roster(self.config)
         self.jobs: dict[str, Job] = {}
         self.suspects: dict[Job, None] = {}
@@ -53,6 +55,8 @@ class Scheduler:
             events.ItemEnded: self._item_ended,
             events.BatchEnded: self._batch_ended,
             events.BatchOutOfMemory: self._batch_out_of_memory,
+            events.Stepped: self._stepped,
+            events.Parked: self._parked,
             events.WorkerReady: self._worker_ready,
             events.WorkerLost: self._worker_lost,
             events.WorkerDraining: self._worker_draining,
@@ -82,18 +86,37 @@ class Scheduler:
         return None if soonest == math.inf else soonest
 
     def _fill(self) -> None:
-        """Hand out what can be handed out: suspects first, each alone; then whoever's turn it is, as long as a worker
-        is idle or about to be. The last idle one may wait for a fuller batch, if no other group wants it."""
+        """Hand out what can be handed out: suspects first, each alone; then seats; then batches."""
         self._wake = None
         if self.draining:
             return
-        while self.suspects and (worker := self.roster.next_idle()) is not None:
+        while self.suspects and (worker := self.roster.next_empty()) is not None:
             suspect = next(iter(self.suspects))
             del self.suspects[suspect]
-            self._dispatch(worker, self.backlog.group(suspect.ticket.group), [suspect], alone=True)
+            self._dispatch(worker, self._known(suspect.ticket.group), [suspect], alone=True)
+        self.roster.keep_free(bool(self.suspects))
+        if self.stepped.count:
+            self._fill_seats()
+        if self.backlog.count:
+            self._fill_slots()
+
+    def _fill_seats(self) -> None:
+        """Whoever's turn it is, as long as a seat is free; then urgent jobs, which have some more."""
+        while self.stepped.count:
+            worker, urgent = self.roster.next_seat(), False
+            if worker is None and self.stepped.ranks[Priority.URGENT].count:
+                worker, urgent = self.roster.next_seat(urgent=True), True
+            if worker is None:
+                return
+            job = self.stepped.take_next(urgent=urgent)
+            self._dispatch(worker, self.stepped.group(job.ticket.group), [job])
+
+    def _fill_slots(self) -> None:
+        """Whoever's turn it is, as long as a worker is idle or about to be. The last idle one may wait for a fuller
+        batch, if no other group wants it."""
         while self.backlog.count:
             idle = self.roster.next_idle()
-            worker = idle or (None if self.suspects else self.roster.next_ending(self.now))
+            worker = idle or self.roster.next_ending(self.now)
             if worker is None:
                 return
             queue = self.backlog.next_group()
@@ -113,8 +136,9 @@ class Scheduler:
 
     def _dispatch(self, worker: Worker, queue: GroupQueue, jobs: list[Job], *, alone: bool = False) -> None:
         self._batches += 1
+        stepped = queue.group.stepped
         cost = sum(job.ticket.cost for job in jobs)
-        expected = expected_seconds(queue, worker, cost)
+        expected = None if stepped else expected_seconds(queue, worker, cost)
         limit = patience(expected, max(job.ticket.timeout for job in jobs), self.config)
         batch = Batch(self._batches, worker, queue, {}, len(jobs), cost, expected, limit, alone)
         note = f"dispatched to {worker.name}#{worker.incarnation} in batch {batch.number} of {batch.size}"
@@ -123,8 +147,13 @@ class Scheduler:
             batch.jobs[job.ticket.id] = job
             job.note(self.now, note)
         queue.running += batch.size
-        worker.batches.append(batch)
-        self._start_next(worker)
+        if stepped:
+            batch.started, batch.warm = self.now, queue.group.model in worker.loaded
+            worker.seats.take(batch, self.now)
+            self.roster.file(worker)
+        else:
+            worker.batches.append(batch)
+            self._start_next(worker)
         tickets = tuple(job.ticket for job in jobs)
         self._commands.append(Dispatch(worker.name, worker.incarnation, batch.number, tickets))
 
@@ -137,10 +166,13 @@ class Scheduler:
         self.roster.file(worker)
 
     def _give_up(self, worker: Worker) -> None:
-        batch = worker.batches[0]
         worker.closing = worker.hung = True
         self.roster.file(worker)
-        why = f"batch {batch.number} ({batch.group.group} x{batch.size}) did not end within {batch.patience:.1f} s"
+        if worker.batches and worker.hangs == worker.batches[0].hangs + worker.seats.patience:
+            batch = worker.batches[0]
+            why = f"batch {batch.number} ({batch.group.group} x{batch.size}) did not end within {batch.patience:.1f} s"
+        else:
+            why = f"none of {len(worker.seats)} stepped jobs made a step within {worker.seats.patience:.1f} s"
         self._commands.append(Restart(worker.name, worker.incarnation, why))
 
     # --- how jobs end and come back -----------------------------------------------------------------------------------
@@ -162,7 +194,7 @@ class Scheduler:
             batch.spoilt = True
             self._commands.append(Revoke(batch.worker.name, batch.worker.incarnation, batch.number, job.ticket.id))
         elif job.lane is not None:
-            self.backlog.remove(job)
+            self._backlog(job.ticket.group).remove(job)
         else:
             self.suspects.pop(job, None)
         self._end(job, f"{state}: {error.code}")
@@ -183,13 +215,25 @@ class Scheduler:
         if job.suspect:
             self.suspects[job] = None
         else:
-            self.backlog.add(job, self.backlog.group(job.ticket.group), back=True)
+            self._backlog(job.ticket.group).add(job, self._known(job.ticket.group), back=True)
+
+    def _backlog(self, group: Group) -> Backlog:
+        return self.stepped if group.stepped else self.backlog
+
+    def _known(self, group: Group) -> GroupQueue:
+        return self._backlog(group).group(group)
 
     def _release(self, batch: Batch) -> list[Job]:
         """Take a batch from its worker; the next one starts. The jobs that it has not answered."""
-        batch.worker.batches.remove(batch)
+        worker = batch.worker
         batch.group.running -= batch.size
-        self._start_next(batch.worker)
+        if batch in worker.seats:
+            worker.seats.leave(batch, self.now)
+            self.roster.file(worker)
+        else:
+            worker.batches.remove(batch)
+            worker.seats.sign = self.now  # whoever sits there may have had to wait for it
+            self._start_next(worker)
         return [job for job in batch.jobs.values() if not job.ended]
 
     # --- events -------------------------------------------------------------------------------------------------------
@@ -201,8 +245,8 @@ class Scheduler:
         self._arrivals += 1
         job = Job(ticket, self._arrivals - FRONT if event.front else self._arrivals, self.now)
         self.jobs[ticket.id] = job
-        queue = self.backlog.group(ticket.group)
-        self.backlog.add(job, queue, back=event.front)
+        queue = self._known(ticket.group)
+        self._backlog(ticket.group).add(job, queue, back=event.front)
         if not event.front:
             queue.arrivals.came(self.now, queue.count + queue.running)
         if ticket.deadline is not None:
@@ -224,19 +268,26 @@ class Scheduler:
         batch = self.roster.holding(event.worker, event.incarnation, event.batch)
         if batch is None:
             return
-        if batch.started is not None and not batch.spoilt and not batch.jobs:
-            self._learn(batch, event.seconds if event.seconds > 0 else self.now - batch.started)
         worker = batch.worker
+        whole = batch.started is not None and not batch.spoilt and not batch.jobs
         batch.group.arrivals.answered(self.now)
         worker.done += 1
         worker.items += batch.size
-        for job in self._release(batch):
+        left = self._release(batch)
+        if whole:
+            self._learn(batch, event.seconds)
+        for job in left:
             self._put_back(job, "its batch ended without an answer", "running")
 
     def _learn(self, batch: Batch, seconds: float) -> None:
-        """Take in how long a batch took; a model's first one in an incarnation only for want of a better."""
+        """Take in how long a batch took (a stepped job: its part of the device); a model's first one in an incarnation
+        only for want of a better."""
         worker, curve, model = batch.worker, batch.group.curve, batch.group.group.model
-        if model in worker.loaded or not curve.count:
+        if batch.group.group.stepped:
+            known, seconds = batch.warm, batch.share
+        else:
+            known, seconds = model in worker.loaded, seconds if seconds > 0 else self.now - (batch.started or self.now)
+        if known or not curve.count:
             worker.pace = learn(curve, worker.pace, batch.cost, seconds)
             worker.measured, worker.doubted = self.now, False
         worker.loaded.add(model)
@@ -271,9 +322,11 @@ class Scheduler:
         worker.incarnation = event.incarnation
 
     def _lose(self, worker: Worker, cause: str, blame: Blame) -> None:
-        held = list(worker.batches)
+        ran = [*list(worker.batches)[:1], *(batch for batch in worker.seats if not batch.parked)]
+        held = [*worker.batches, *worker.seats]
         worker.alive = worker.closing = worker.hung = False
         worker.batches.clear()
+        worker.seats.clear()
         worker.loaded.clear()
         self.roster.file(worker)
         for batch in held:
@@ -281,7 +334,22 @@ class Scheduler:
             for job in batch.jobs.values():
                 if not job.ended:
                     why = f"{worker.name}#{worker.incarnation} was lost: {cause}"
-                    self._put_back(job, why, blame if batch is held[0] else "none")
+                    self._put_back(job, why, blame if batch in ran else "none")
+
+    def _stepped(self, event: events.Stepped) -> None:
+        worker = self.roster.workers.get(event.worker)
+        if worker is not None and worker.incarnation == event.incarnation:
+            worker.seats.sign = self.now
+
+    def _parked(self, event: events.Parked) -> None:
+        job = self.jobs.get(event.job)
+        batch = job.batch if job is not None else None
+        if job is None or batch is None or batch not in batch.worker.seats:
+            return
+        worker = batch.worker
+        if (worker.name, worker.incarnation) == (event.worker, event.incarnation):
+            worker.seats.park(batch, event.parked, self.now)
+            job.note(self.now, "parked for others" if event.parked else "goes on")
 
     def _worker_draining(self, event: events.WorkerDraining) -> None:
         worker = self.roster.workers.get(event.worker)
@@ -310,7 +378,7 @@ class Scheduler:
         job = self.jobs.get(job_id)
         if job is None or job.batch is not None:
             return None
-        return self.backlog.position(job) if job.lane is not None else 1
+        return self._backlog(job.ticket.group).position(job) if job.lane is not None else 1
 
     @property
     def holding(self) -> bool:
@@ -324,14 +392,16 @@ class Scheduler:
 
     def waiting_by_priority(self) -> dict[int, int]:
         """How many wait, by priority; suspects among them."""
-        counts = {rank.priority: rank.count for rank in self.backlog.ranks}
+        pairs = zip(self.backlog.ranks, self.stepped.ranks, strict=True)
+        counts = {rank.priority: rank.count + stepped.count for rank, stepped in pairs}
         for job in self.suspects:
             counts[job.ticket.priority] += 1
         return counts
 
     def waiting_by_group(self) -> dict[Group, int]:
         """How many wait, by group, where any do."""
-        counts = {queue.group: queue.count for queue in self.backlog.groups.values() if queue.count}
+        queues = (*self.backlog.groups.values(), *self.stepped.groups.values())
+        counts = {queue.group: queue.count for queue in queues if queue.count}
         for job in self.suspects:
             counts[job.ticket.group] = counts.get(job.ticket.group, 0) + 1
         return counts

@@ -1,5 +1,7 @@
 """The real scheduler on a fake clock: devices that are slow, run out of memory, crash and hang, and their clients.
 
+A device's loop takes turns, as a real one does: one forward that all its seated jobs share, then a batch.
+
     simulation = Simulation(Scheduler(), [Device("cuda:0"), Device("cuda:1", slowness=3.0)])
     simulation.closed_loop(clients=64, jobs=10_000)
     print(simulation.run())
@@ -19,13 +21,14 @@ from random import Random
 
 from core.request import Priority
 from core.ticket import Group, Ticket
-from scheduler.commands import Command, Dispatch, Finish, Requeue, Restart
+from scheduler.commands import Command, Dispatch, Finish, Requeue, Restart, Revoke
 from scheduler.events import (
     BatchEnded,
     BatchOutOfMemory,
     Cancelled,
     Event,
     ItemEnded,
+    Stepped,
     Submitted,
     Tick,
     WorkerLost,
@@ -38,16 +41,19 @@ GROUP = Group("simulated", "1", 512, 512, limit=8)
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A device that takes `slowness x (fixed + each x cost)` seconds for a batch, give or take `jitter` of it.
+    """A device that takes `slowness x (fixed + each x cost)` seconds for a batch, and for a forward of its stepped jobs
+    `slowness x (forward + row x jobs)`, give or take `jitter` of it. A stepped job needs as many forwards as it costs.
 
-    crash, hang: the chance of either per batch. memory: batches of more items do not fit. boot: seconds that a restart
-    takes.
+    crash, hang: the chance of either per batch and per forward. memory: batches of more items do not fit. boot: seconds
+    that a restart takes.
     """
 
     name: str
     slowness: float = 1.0
     fixed: float = 0.005
     each: float = 0.0005
+    forward: float = 0.01
+    row: float = 0.002
     jitter: float = 0.0
     crash: float = 0.0
     hang: float = 0.0
@@ -84,6 +90,8 @@ class Report:
     ends: Counter[str] = field(default_factory=Counter)
     batches: int = 0
     items: int = 0
+    forwards: int = 0
+    rows: int = 0
     restarts: int = 0
     requeues: int = 0
     busy: Counter[str] = field(default_factory=Counter)
@@ -123,13 +131,23 @@ class Report:
                 f"waited (mean/P95) {waits}; {dict(self.ends)}, {self.restarts} restarts, {self.requeues} requeues")
 
 
+@dataclass(slots=True)
+class _Seat:
+    """A stepped job at a simulated worker; `left`: forwards that it still needs."""
+
+    order: Dispatch
+    left: int
+
+
 class _Life:
-    """One incarnation of a simulated worker. `until`: when the batch that it runs ends."""
+    """One incarnation of a simulated worker. `stepped`: its last deed was a forward, so that a batch may go."""
 
     def __init__(self, device: Device, incarnation: int) -> None:
         self.device = device
         self.incarnation = incarnation
         self.held: deque[Dispatch] = deque()
+        self.seats: dict[int, _Seat] = {}
+        self.stepped = True
         self.busy = False
         self.dead = False
 
@@ -252,6 +270,10 @@ class Simulation:
                 self.at(self.now + self._latency, lambda: self._receive(life, command))
         elif isinstance(command, Finish):
             self._ended(command.job, str(command.state))
+        elif isinstance(command, Revoke):
+            seat = self._lives[command.worker].seats.get(command.batch)
+            if seat is not None:
+                seat.left = min(seat.left, 1)
         elif isinstance(command, Restart):
             self.report.restarts += 1
             self._die(self._lives[command.worker], "hung")
@@ -280,29 +302,62 @@ class Simulation:
         self._tell(WorkerReady(life.device.name, life.incarnation))
 
     def _receive(self, life: _Life, batch: Dispatch) -> None:
-        if not life.dead:
+        if life.dead:
+            return
+        if batch.tickets[0].group.stepped:
+            life.seats[batch.batch] = _Seat(batch, max(1, round(batch.tickets[0].cost)))
+        else:
             life.held.append(batch)
-            self._next(life)
+        self._next(life)
 
     def _next(self, life: _Life) -> None:
-        if life.busy or life.dead or not life.held:
+        if life.busy or life.dead or not (life.held or life.seats):
             return
-        device, batch, chance = life.device, life.held[0], self._random
         life.busy = True
-        seconds = device.slowness * (device.fixed + device.each * sum(ticket.cost for ticket in batch.tickets))
-        seconds *= 1.0 + device.jitter * chance.uniform(-1, 1)
-        self.report.batches += 1
-        self.report.items += len(batch.tickets)
-        if len(batch.tickets) > device.memory:
-            self.at(self.now + self._latency, lambda: self._answer_no_memory(life))
-        elif device.hang and chance.random() < device.hang:
+        device = life.device
+        if life.held and (life.stepped or not life.seats):
+            batch, life.stepped = life.held[0], False
+            self.report.batches += 1
+            self.report.items += len(batch.tickets)
+            seconds = device.fixed + device.each * sum(ticket.cost for ticket in batch.tickets)
+            if len(batch.tickets) > device.memory:
+                self.at(self.now + self._latency, lambda: self._answer_no_memory(life))
+            else:
+                self._compute(life, batch.tickets, seconds, lambda took: self._finish(life, took))
+        else:
+            seats, life.stepped = list(life.seats.values()), True
+            self.report.forwards += 1
+            self.report.rows += len(seats)
+            tickets = [seat.order.tickets[0] for seat in seats]
+            seconds = device.forward + device.row * len(seats)
+            self._compute(life, tickets, seconds, lambda took: self._step(life, seats, took))
+
+    def _compute(
+        self, life: _Life, tickets: Sequence[Ticket], seconds: float, then: Callable[[float], None]
+    ) -> None:
+        """A batch or a forward, on a device that may hang or die of it. `then` is told how long it took."""
+        device, chance = life.device, self._random
+        seconds *= device.slowness * (1.0 + device.jitter * chance.uniform(-1, 1))
+        if device.hang and chance.random() < device.hang:
             pass  # only a Restart helps
-        elif any(ticket.id in self._poison for ticket in batch.tickets) or (
-            device.crash and chance.random() < device.crash
-        ):
+        elif any(ticket.id in self._poison for ticket in tickets) or (device.crash and chance.random() < device.crash):
             self.at(self.now + seconds / 2, lambda: self._die(life, "crashed"))
         else:
-            self.at(self.now + seconds, lambda: self._finish(life, seconds))
+            self.at(self.now + seconds, lambda: then(seconds))
+
+    def _step(self, life: _Life, seats: Sequence[_Seat], seconds: float) -> None:
+        if life.dead:
+            return
+        life.busy = False
+        self.report.busy[life.device.name] += seconds  # type: ignore[assignment]
+        self._tell(Stepped(life.device.name, life.incarnation))
+        for seat in seats:
+            seat.left -= 1
+            if seat.left <= 0:
+                del life.seats[seat.order.batch]
+                self.report.done[life.device.name] += 1
+                self.at(self.now + self._latency, lambda seat=seat: self._answer(life, seat.order, 0.0))  # type: ignore[misc]
+        self._next(life)
 
     def _finish(self, life: _Life, seconds: float) -> None:
         if life.dead:

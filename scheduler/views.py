@@ -31,7 +31,8 @@ class BatchView:
 @dataclass(frozen=True, slots=True)
 class WorkerView:
     """One worker. `pace`: how long it takes for what takes a device of pace 1 one second, None until measured;
-    `batches` and `items`: how many it has ended in all its incarnations; `held`: running first."""
+    `batches` and `items`: how many it has ended in all its incarnations; `held`: running first; `seated`: its stepped
+    jobs."""
 
     worker: str
     incarnation: int
@@ -40,12 +41,13 @@ class WorkerView:
     batches: int
     items: int
     held: tuple[BatchView, ...]
+    seated: tuple[BatchView, ...] = ()
 
 
 def view(worker: Worker) -> WorkerView:
     """A worker as plain data."""
     return WorkerView(worker.name, worker.incarnation, worker.state, worker.pace, worker.done, worker.items,
-                      tuple(_batch(batch) for batch in worker.batches))
+                      tuple(map(_batch, worker.batches)), tuple(map(_batch, worker.seats)))
 
 
 def _batch(batch: Batch) -> BatchView:
@@ -64,6 +66,7 @@ def describe(scheduler: Scheduler) -> str:
 def check(scheduler: Scheduler) -> None:
     """Verify every invariant. Raises AssertionError."""
     scheduler.backlog.check()
+    scheduler.stepped.check()
     scheduler.roster.check()
     for name, job in scheduler.jobs.items():
         try:
@@ -77,10 +80,13 @@ def check(scheduler: Scheduler) -> None:
         for name, job in batch.jobs.items():
             assert job.ended or scheduler.jobs.get(name) is job, f"{batch} holds a stranger, {job}"
         held[batch.group] += batch.size
-    for queue in scheduler.backlog.groups.values():
+    for queue in (*scheduler.backlog.groups.values(), *scheduler.stepped.groups.values()):
         assert queue.running == held[queue], f"{queue.running} jobs of {queue.group} are not in flight"
     waiting = sum(job.batch is None for job in scheduler.jobs.values())
-    assert waiting == scheduler.backlog.count + len(scheduler.suspects), "a job waits nowhere"
+    listed = scheduler.backlog.count + scheduler.stepped.count + len(scheduler.suspects)
+    assert waiting == listed, "a job waits nowhere"
+    stepped = (queue.group.stepped for queue in scheduler.backlog.groups.values())
+    assert not any(stepped) and all(queue.group.stepped for queue in scheduler.stepped.groups.values()), "mixed up"
     _check_time(scheduler)
 
 
@@ -91,7 +97,8 @@ def _check_job(scheduler: Scheduler, name: str, job: Job) -> None:
     assert not waits or not job.suspect, "a suspect waits among others"
     if job.batch is not None:
         assert job.batch.jobs.get(name) is job, "its batch does not know it"
-        assert job.batch in job.batch.worker.batches, "its batch is not in flight"
+        worker = job.batch.worker
+        assert job.batch in (worker.seats if job.ticket.group.stepped else worker.batches), "its batch is not in flight"
         assert not job.suspect or (job.batch.alone and job.batch.size == 1), "a suspect has company"
 
 
@@ -99,6 +106,10 @@ def _check_time(scheduler: Scheduler) -> None:
     """Nothing is due that was not done, and no device idles without a reason."""
     deadline = scheduler.next_deadline()
     assert deadline is None or deadline > scheduler.now, f"{deadline} is over at {scheduler.now}"
-    works = scheduler.draining or not scheduler.roster.idle
-    assert works or not scheduler.suspects, "a device idles while a suspect waits"
-    assert works or not scheduler.backlog.count or scheduler.holding, "a device idles while jobs wait"
+    if scheduler.draining:
+        return
+    roster, urgent = scheduler.roster, scheduler.stepped.ranks[0].count
+    assert not scheduler.suspects or roster.next_empty() is None, "a device idles while a suspect waits"
+    assert not roster.idle or not scheduler.backlog.count or scheduler.holding, "a device idles while jobs wait"
+    assert not scheduler.stepped.count or roster.next_seat() is None, "a seat is free while stepped jobs wait"
+    assert not urgent or roster.next_seat(urgent=True) is None, "a seat is free while urgent jobs wait"

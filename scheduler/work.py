@@ -20,9 +20,8 @@ class Job:
     """One living ticket: it waits in a lane, or among the suspects (both None), or runs in a batch.
 
     number: its place in the order of arrival; negative when it goes before all that arrive. deaths: workers that died
-    while they ran it. doubt: that
-    happened once while it ran alone, but somebody else may have killed the worker. charged: its cost has been taken
-    from its tenant's share (once, however often it is retried).
+    while they ran it. doubt: that happened once while it ran alone, but somebody else may have killed the worker.
+    charged: its cost has been taken from its tenant's share (once, however often it is retried).
     """
 
     ticket: Ticket
@@ -58,12 +57,12 @@ class Job:
 
 @dataclass(slots=True, eq=False)
 class Batch:
-    """Jobs of one group at one worker.
+    """Jobs of one group at one worker; a stepped job is a batch of its own, and has a seat.
 
     jobs: those that the worker has not answered yet, cancelled ones among them. expected: seconds it should take, None
     when nothing like it was measured yet. patience: seconds until it counts as hung. alone: it holds a suspect, and
-    nothing is sent beside it. started: when it became its worker's running batch. spoilt: a job of it failed or was
-    revoked, so that its time says nothing about others.
+    nothing is sent beside it. started: when it became its worker's running batch, or got its seat. spoilt: a job of it
+    failed or was revoked, so that its time says nothing about others. parked, warm, share: see `Seats`.
     """
 
     number: int
@@ -77,6 +76,9 @@ class Batch:
     alone: bool = False
     started: float | None = None
     spoilt: bool = False
+    parked: bool = False
+    warm: bool = False
+    share: float = 0.0
 
     @property
     def ends(self) -> float:

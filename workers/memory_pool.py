@@ -80,10 +80,13 @@ class MemoryPool:
             for _ in list(worker.held):
                 self.answer(name)
 
-    def answer(self, name: str) -> None:
-        """Answer the oldest batch that one worker holds."""
+    def answer(self, name: str, job: str | None = None) -> None:
+        """Answer the oldest batch that one worker holds, or that of a job: those that step end in any order."""
         worker = self.workers[name]
-        self._run(worker, worker.incarnation, worker.held.pop(0))
+        held = (batch for batch in worker.held if job is None or any(item.job == job for item in batch.items))
+        batch = next(held)
+        worker.held.remove(batch)
+        self._run(worker, worker.incarnation, batch)
 
     def say(self, name: str, message: FromWorker) -> None:
         """Let a worker say anything."""

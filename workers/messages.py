@@ -35,7 +35,8 @@ class Boot:
 @dataclass(frozen=True, slots=True)
 class RunItem:
     """One job of a batch. `output` is where the encoded result goes, `size` the height and width that it must have;
-    `images` name file or span, never bytes."""
+    `images` name file or span, never bytes. `priority`, 0 urgent to 3 test, and `previews`, whether somebody wants to
+    see the image grow, count for stepped models."""
 
     job: str
     images: tuple[ImagePart, ...]
@@ -43,10 +44,14 @@ class RunItem:
     format: OutputFormat
     output: Span
     size: tuple[int, int]
+    priority: int = 2
+    previews: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class RunBatch:
+    """Jobs of one group for one model. A stepped model's job comes alone and runs beside all else."""
+
     batch: int
     model: str
     items: tuple[RunItem, ...]
@@ -104,6 +109,36 @@ class JobProgress:
 
 
 @dataclass(frozen=True, slots=True)
+class JobParked:
+    """The stepped job waits for more urgent ones, its state kept (`parked`), or goes on."""
+
+    job: str
+    parked: bool
+
+
+@dataclass(frozen=True, slots=True)
+class JobPreview:
+    """What the job's image looks like so far: a small JPEG, at most one a second."""
+
+    job: str
+    jpeg: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """The stepped jobs go on (at most twice a second), or none is left. Counts are of this incarnation: `forwards` of
+    denoisers, the `rows` in them, how often an urgent job made another wait (`preemptions`); `running` and `parked`
+    jobs are here now."""
+
+    forwards: int
+    rows: int
+    preemptions: int
+    steps_per_second: float
+    running: int
+    parked: int
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """What became of one item: `size` > 0 bytes lie in its output span, or `error` is set."""
 
@@ -150,4 +185,7 @@ class Pong:
 
 
 ToWorker = RunBatch | Drop | Ping | Stop
-FromWorker = Progress | Ready | BootFailed | JobProgress | ItemsDone | BatchDone | BatchDidNotFit | Pong
+FromWorker = (
+    Progress | Ready | BootFailed | JobProgress | JobParked | JobPreview | StepReport | ItemsDone | BatchDone
+    | BatchDidNotFit | Pong
+)

@@ -2,7 +2,8 @@
 
 One thread reads the channel and hands the images of a batch to the codec threads at once, so that they are decoded
 while the device still computes the batch before. The main thread is the device loop: it alone calls models, answers
-pings, and so shows that it lives. Codec threads encode results into the spans that the master has reserved.
+pings, and so shows that it lives. Codec threads encode results into the spans that the master has reserved. Jobs of
+stepped models share the loop with batches, step by step (`session_steps.py`).
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from models.calls import lacks_memory
 from workers import codecs
 from workers.arena import ArenaView
 from workers.channel import WorkerEnd
+from workers.drops import Drops
 from workers.messages import (
     BatchDidNotFit,
     BatchDone,
@@ -53,6 +55,7 @@ from workers.messages import (
     Stop,
 )
 from workers.metadata import Metadata
+from workers.session_steps import Steps
 
 PROGRESS_EVERY = 0.1  # seconds between two progress messages of one job
 BROKEN_DEVICE = 70  # exit code of a process whose CUDA context is beyond repair
@@ -88,7 +91,8 @@ class Session:
         self._adapters: dict[str, Adapter] = {}
         self._codecs = ThreadPoolExecutor(boot.codec_threads, thread_name_prefix="codec")
         self._queue: queue.SimpleQueue[Prepared | Ping | Stop] = queue.SimpleQueue()
-        self._dropped: set[tuple[int, str]] = set()
+        self._dropped = Drops()
+        self._stopping = False
         self._process = psutil.Process()
 
     # --- starting ---------------------------------------------------------------------------------------------------
@@ -97,15 +101,17 @@ class Session:
         """Load and warm up the models, and say so. Raises whatever keeps a model from loading."""
         torch.set_num_threads(max(1, self._boot.threads))
         self._device = torch.device(self._boot.device)
+        self._steps = Steps(self._device, self, self._channel, self._codecs)
         if self._device.type == "cuda":
             torch.zeros(1, device=self._device)  # fails here, with its reason, rather than at the first job
         preload = [spec for spec in self._boot.specs if spec.preload]
         for done, spec in enumerate(preload):
             self._channel.send(Progress(f"loading {spec.name}", (done + 0.5) / (len(preload) + 1)))
-            self._adapter(spec)
+            self.adapter(spec)
         self._channel.send(Ready(self._facts(time.time() - self._process.create_time())))
 
-    def _adapter(self, spec: ModelSpec) -> Adapter:
+    def adapter(self, spec: ModelSpec) -> Adapter:
+        """The loaded model. Raises whatever keeps it from loading."""
         if spec.name not in self._adapters:
             module, _, name = spec.adapter.partition(":")
             adapter: Adapter = getattr(importlib.import_module(module), name)(spec.options, self._device)
@@ -129,19 +135,29 @@ class Session:
     # --- the two loops ----------------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """The device loop: until told to stop. If the master goes away, the process ends where it stands."""
+        """The device loop: until told to stop. If the master goes away, the process ends where it stands. While jobs
+        step, messages are taken without waiting, and after each batch, or when there is none, a step is made."""
         threading.Thread(target=self._listen, name="channel", daemon=True).start()
-        while True:
-            work = self._queue.get()
-            match work:
-                case Prepared():
-                    self._compute(work)
-                    del work  # its images need not live until the next batch comes
-                case Ping(number):
-                    self._channel.send(self._pong(number))
-                case Stop():
-                    self._codecs.shutdown(wait=True)
-                    return
+        while not self._stopping or self._steps.holding:
+            self._turn()
+        self._codecs.shutdown(wait=True)
+
+    def _turn(self) -> None:
+        try:
+            work = self._queue.get(block=not self._steps.busy)
+        except queue.Empty:
+            self._steps.advance()
+            return
+        match work:
+            case Prepared() if self._specs[work.batch.model].stepped:
+                self._steps.join(work, self._specs[work.batch.model])
+            case Prepared():
+                self._compute(work)
+                self._steps.advance()
+            case Ping(number):
+                self._channel.send(self._pong(number))
+            case Stop():
+                self._stopping = True
 
     def _listen(self) -> None:
         try:
@@ -149,9 +165,9 @@ class Session:
                 for message in self._channel.receive():
                     match message:
                         case RunBatch():
-                            self._queue.put(self._prepare(message))
+                            self._take(message)
                         case Drop(batch, job):
-                            self._dropped.add((batch, job))
+                            self._dropped.drop(batch, job)
                         case _:
                             self._queue.put(message)
         except EOFError:
@@ -159,6 +175,17 @@ class Session:
         except BaseException:
             traceback.print_exc()
             os._exit(1)
+
+    def _take(self, batch: RunBatch) -> None:
+        """Have a batch decoded. The loop waits for the images of an ordinary one; while those of a stepped job are
+        decoded, others go on."""
+        self._dropped.hold(batch.batch)
+        prepared = self._prepare(batch)
+        if self._specs[batch.model].stepped:
+            self._steps.holding.add(batch.batch)
+            prepared.decoding[0].add_done_callback(lambda _: self._queue.put(prepared))
+        else:
+            self._queue.put(prepared)
 
     def _pong(self, number: int) -> Pong:
         used = peak = None
@@ -188,7 +215,7 @@ class Session:
         began = time.perf_counter()
         self._refuse_dropped(batch, item.job)
         wanted = Item(
-            item.params, size=item.size, report=self._reporter(item.job),
+            item.params, size=item.size, previews=item.previews, report=self._reporter(item.job),
             cancelled=lambda: (batch, item.job) in self._dropped,
         )
         decoded = Decoded(wanted)
@@ -254,7 +281,7 @@ class Session:
             message = str(fault)
         if outputs is None:  # not done above, where the exception keeps alive what filled the memory
             self._free_memory()
-            self._forget(batch)
+            self._dropped.forget(batch.batch)
             self._channel.send(BatchDidNotFit(batch.batch, message))
             return
         prepared.seconds = time.perf_counter() - began
@@ -272,6 +299,12 @@ class Session:
         if finished:
             self._answer(prepared, *finished)
 
+    def decoded(self, prepared: Prepared) -> Decoded:
+        """A stepped job, decoded. Raises what its decoding raised, and `Cancelled`."""
+        decoded = prepared.decoding[0].result()
+        self._refuse_dropped(prepared.batch.batch, prepared.batch.items[0].job)
+        return decoded
+
     @property
     def _out_of_memory(self) -> tuple[type[BaseException], ...]:
         return (MemoryError, torch.OutOfMemoryError)
@@ -281,7 +314,7 @@ class Session:
     ) -> list[Output | ErrorInfo]:
         """The batch's outputs. When the batch raises, each item runs alone, so that only the guilty one fails."""
         try:
-            adapter = self._adapter(spec)
+            adapter = self.adapter(spec)
             with torch.inference_mode():
                 outputs = adapter.run(items)
             if len(outputs) != len(items):
@@ -323,6 +356,14 @@ class Session:
             torch.cuda.empty_cache()
 
     # --- encode and answer ------------------------------------------------------------------------------------------
+
+    def finish(
+        self, prepared: Prepared, decoded: Decoded | None, output: Output | ErrorInfo, timings: dict[str, float]
+    ) -> None:
+        """Encode and answer a stepped job, in a codec thread."""
+        (item,), spec = prepared.batch.items, self._specs[prepared.batch.model]
+        decoded = decoded or Decoded(Item(item.params))
+        self._codecs.submit(self._encode, prepared, item, decoded, output, timings, spec)
 
     def _encode(
         self, prepared: Prepared, item: RunItem, decoded: Decoded, output: Output | ErrorInfo,
@@ -366,13 +407,9 @@ class Session:
         with prepared.lock:  # held while sending: what is unanswered when the batch ends counts as lost
             prepared.unanswered -= len(finished)
             if prepared.unanswered == 0:
-                self._forget(prepared.batch)
+                self._dropped.forget(prepared.batch.batch)
                 messages.append(BatchDone(prepared.batch.batch, prepared.seconds))
             self._channel.send(*messages)
-
-    def _forget(self, batch: RunBatch) -> None:
-        known = tuple(self._dropped)  # in one step: the channel's thread adds to it at any time
-        self._dropped.difference_update(key for key in known if key[0] <= batch.batch)
 
     # --- faults -----------------------------------------------------------------------------------------------------
 
@@ -390,6 +427,12 @@ class Session:
             f"model '{spec.name}' could not process this image ({type(fault).__name__}); "
             "the server's log has the details"
         )
+
+    def told(self, fault: Exception, job: str, spec: ModelSpec) -> ErrorInfo:
+        """What ended a stepped job, as clients are told it. Does not return when it broke the device."""
+        if not isinstance(fault, (ImagePoolError, *self._out_of_memory)):
+            self._leave_broken_device()
+        return self._info(fault, job, spec)
 
     def _info(self, fault: Exception, job: str, spec: ModelSpec) -> ErrorInfo:
         return self._known(fault, job, spec).info()

@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,12 +18,11 @@ import torch
 from core.errors import Cancelled, OutOfMemory
 from models.base import Item, Output
 from models.calls import lacks_memory
+from models.stepping.batcher import StepBatcher, Waiting
 from models.stepping.clock import ForwardClock
 from models.stepping.contract import Lane, StepAdapter, StepCall, StepRun
+from models.stepping.costs import StepCosts
 from models.stepping.shelter import Shelter
-
-if TYPE_CHECKING:
-    from models.stepping.batcher import StepBatcher, Waiting
 
 PARKED_AFTER = 2.0  # seconds of other runs' forwards, after which a run that has begun is said to be parked
 WINDOW = 10.0  # seconds over which steps per second are counted
@@ -280,8 +279,6 @@ class Stepper:
             self._park(resident, asked)
 
     def _park(self, resident: _Resident, asked: StepCall | list[StepCall]) -> None:
-        from models.stepping.batcher import Waiting
-
         resident.single = isinstance(asked, StepCall)
         calls = [asked] if isinstance(asked, StepCall) else asked
         resident.answers = [_NONE_YET] * len(calls)
@@ -339,9 +336,6 @@ _NONE_YET = object()
 
 def run_all(adapter: StepAdapter, items: Sequence[Item]) -> list[Output | Exception]:
     """All items by a stepper of their own; in their order the outputs, or what ended a run instead."""
-    from models.stepping.batcher import StepBatcher
-    from models.stepping.costs import StepCosts
-
     ends: dict[int, Output | Exception] = {}
     events = StepEvents(ends.__setitem__, lambda number, fraction: items[number].report(fraction))
     stepper = Stepper(adapter.device, StepBatcher(StepCosts()), events)

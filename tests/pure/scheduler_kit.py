@@ -15,6 +15,8 @@ from scheduler.events import (
     Cancelled,
     Event,
     ItemEnded,
+    Parked,
+    Stepped,
     Submitted,
     Tick,
     WorkerLost,
@@ -24,16 +26,18 @@ from scheduler.scheduler import Scheduler
 
 SMALL = Group("paint", "1", 512, 512, limit=8)
 LARGE = Group("paint", "1", 1024, 1024, limit=2)
+STEPPED = Group("draw", "1", 512, 512, stepped=True)
 
 
 class Play:
-    """`now` moves only when told. `held`: the batches of each worker, running first; `ended`: how each job ended, by
-    ItemEnded ("done") or Finish (its code), exactly once."""
+    """`now` moves only when told. `held`: the batches of each worker, running first; `seated`: its stepped jobs, by id;
+    `ended`: how each job ended, by ItemEnded ("done") or Finish (its code), exactly once."""
 
     def __init__(self, *workers: str, **config: Any) -> None:
         self.scheduler = Scheduler(SchedulerConfig(**config))
         self.now = 100.0
         self.held: dict[str, list[Dispatch]] = {}
+        self.seated: dict[str, dict[str, Dispatch]] = {}
         self.incarnation: dict[str, int] = {}
         self.ended: dict[str, str] = {}
         self.finishes: dict[str, Finish] = {}
@@ -49,7 +53,10 @@ class Play:
             if isinstance(command, Dispatch):
                 assert command.incarnation == self.incarnation[command.worker]
                 assert len({ticket.group for ticket in command.tickets}) == 1, "a batch mixes groups"
-                self.held[command.worker].append(command)
+                if command.tickets[0].group.stepped:
+                    self.seated[command.worker][command.tickets[0].id] = command
+                else:
+                    self.held[command.worker].append(command)
                 self.sent.append(command)
             elif isinstance(command, Finish):
                 self._end(command.job, command.error.code)
@@ -66,7 +73,7 @@ class Play:
 
     def ready(self, worker: str) -> list[Command]:
         self.incarnation[worker] = self.incarnation.get(worker, 0) + 1
-        self.held[worker] = []
+        self.held[worker], self.seated[worker] = [], {}
         return self.tell(WorkerReady(worker, self.incarnation[worker]))
 
     def submit(
@@ -100,12 +107,28 @@ class Play:
             self.tell(ItemEnded(worker, batch.incarnation, batch.batch, ticket.id))
         return self.tell(BatchEnded(worker, batch.incarnation, batch.batch, seconds))
 
+    def step(self, worker: str, after: float = 0.0) -> list[Command]:
+        """The worker's seated jobs make a step."""
+        return self.tell(Stepped(worker, self.incarnation[worker]), after)
+
+    def park(self, worker: str, job: str, parked: bool = True, after: float = 0.0) -> list[Command]:
+        return self.tell(Parked(worker, self.incarnation[worker], job, parked), after)
+
+    def stand_up(self, worker: str, job: str, after: float = 0.0) -> list[Command]:
+        """A seated job has ended well."""
+        batch = self.seated[worker].pop(job)
+        self.now += after
+        if job not in self.ended:
+            self._end(job, "done")
+        self.tell(ItemEnded(worker, batch.incarnation, batch.batch, job))
+        return self.tell(BatchEnded(worker, batch.incarnation, batch.batch, 0.1))
+
     def out_of_memory(self, worker: str, message: str = "") -> list[Command]:
         batch = self.held[worker].pop(0)
         return self.tell(BatchOutOfMemory(worker, batch.incarnation, batch.batch, message))
 
     def die(self, worker: str, blame: Any = "running") -> list[Command]:
-        self.held[worker] = []
+        self.held[worker], self.seated[worker] = [], {}
         return self.tell(WorkerLost(worker, self.incarnation[worker], "killed by signal 9", blame))
 
     def finish_all(self) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import sys
-import types
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +14,7 @@ import torch
 from PIL import Image
 
 from models.base import Output
+from models.stepping.batcher import Waiting
 from models.stepping.contract import Lane
 from models.stepping.merge import MergedNetwork
 from models.stepping.rendezvous import Networks, PipelineRun, SharedPipeline
@@ -29,17 +28,6 @@ CLOSE = 1e-5  # of a sample, of 1.0
 WORDS = "a cat", "a photo of a red house, low quality", "remove the person", "night sky with a tree and a dog"
 
 
-@dataclass(eq=False, slots=True)
-class Waiting:
-    run: int
-    key: Hashable
-    rows: int
-    lane: int
-    priority: int
-    remaining: float
-    joined: float
-
-
 class Costs:
     def __init__(self) -> None:
         self.learned: list[tuple[Hashable, int, float]] = []
@@ -49,7 +37,8 @@ class Costs:
 
 
 class Fifo:
-    """The most urgent call, of these the oldest, and all that may share its forward."""
+    """A batcher that is always as wide as it can be, so that tests of what is merged see it merged: the most urgent
+    call, of these the oldest, and all that may share its forward."""
 
     def __init__(self, most_rows: int = 64) -> None:
         self.costs, self.limits = Costs(), {}
@@ -77,12 +66,6 @@ class Fifo:
                 room -= one.rows
         self.waiting = [one for one in self.waiting if one not in taken]
         return taken
-
-
-try:
-    import models.stepping.batcher  # noqa: F401
-except ModuleNotFoundError:
-    sys.modules["models.stepping.batcher"] = types.SimpleNamespace(Waiting=Waiting)  # type: ignore[assignment]
 
 
 # --- pictures -------------------------------------------------------------------------------------------------------

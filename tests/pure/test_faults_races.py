@@ -244,7 +244,7 @@ async def test_words_of_a_dead_incarnation_end_no_job_and_free_no_memory(tmp_pat
         new, spans = pool.workers["cpu:0"].held[0], made.arena.spans
         for number in (old.batch, new.batch):
             for message in (ItemsDone(number, (Finished(job.id, 3, "png", 16, 12),)), BatchDone(number, 0.1)):
-                made._on_pool(Said("cpu:0", 1, message))
+                made._arrivals.take_in(Said("cpu:0", 1, message))
         await asyncio.sleep(0)
         assert job.state is State.RUNNING and made.arena.spans == spans and len(made.flights) == 1
         pool.release()

@@ -7,7 +7,7 @@ from dataclasses import replace
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from scheduler_kit import LARGE, SMALL
+from scheduler_kit import LARGE, SMALL, STEPPED
 
 from core.errors import ErrorInfo
 from core.request import Priority
@@ -22,6 +22,8 @@ from scheduler.events import (
     Event,
     ItemEnded,
     LoadReport,
+    Parked,
+    Stepped,
     Submitted,
     Tick,
     WorkerDraining,
@@ -31,7 +33,8 @@ from scheduler.events import (
 from scheduler.scheduler import Scheduler
 
 WORKERS = ["a", "b", "c"]
-GROUPS = [SMALL, LARGE, replace(SMALL, model="other", limit=3)]
+SEATS, URGENT_SEATS = 2, 1
+GROUPS = [SMALL, LARGE, replace(SMALL, model="other", limit=3), STEPPED, replace(STEPPED, width=1024)]
 workers = st.sampled_from(WORKERS)
 fractions = st.floats(0, 1, exclude_max=True)
 
@@ -41,7 +44,9 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @initialize(delay=st.sampled_from([0.0, 0.05]), lead=st.sampled_from([0.0, 0.1, 1e9]))
     def start(self, delay: float, lead: float) -> None:
-        self.scheduler = Scheduler(SchedulerConfig(max_queue_delay=delay, prefetch_lead=lead, hang_floor=1.0))
+        self.scheduler = Scheduler(SchedulerConfig(
+            max_queue_delay=delay, prefetch_lead=lead, hang_floor=1.0, seats=SEATS, urgent_seats=URGENT_SEATS,
+        ))
         self.now = 0.0
         self.count = 0
         self.alive: dict[str, int] = {}
@@ -70,7 +75,9 @@ class SchedulerMachine(RuleBasedStateMachine):
                     assert ticket.id in self.living and ticket.id not in self.in_flight, "handed out twice"
                     self.in_flight.add(ticket.id)
                 self.held[worker].append((batch, {ticket.id: ticket for ticket in tickets}))
-                assert len(self.held[worker]) <= 2
+                stepped = sum(self.is_stepped(held) for held in self.held[worker])
+                assert len(self.held[worker]) - stepped <= 2 and stepped <= SEATS + URGENT_SEATS
+                assert stepped <= SEATS or not tickets[0].group.stepped or tickets[0].priority == Priority.URGENT
             case Finish(job, _, error):
                 assert error.message
                 del self.living[job]
@@ -85,6 +92,10 @@ class SchedulerMachine(RuleBasedStateMachine):
                 assert why and (worker, incarnation) not in self.restarted, "restarted twice"
                 assert self.alive[worker] == incarnation
                 self.restarted.add((worker, incarnation))
+
+    @staticmethod
+    def is_stepped(held: tuple[int, dict[str, Ticket]]) -> bool:
+        return next(iter(held[1].values())).group.stepped
 
     # --- what happens -------------------------------------------------------------------------------------------------
 
@@ -111,12 +122,12 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.alive[worker] = self.born[worker]
             self.tell(WorkerReady(worker, self.born[worker]))
 
-    @rule(worker=workers, second=st.booleans(), fails=st.booleans(), forget=st.sampled_from([False] * 9 + [True]),
+    @rule(worker=workers, which=fractions, fails=st.booleans(), forget=st.sampled_from([False] * 9 + [True]),
           seconds=st.sampled_from([0.001, 0.1, 1.0]))
-    def end_batch(self, worker, second, fails, forget, seconds):
+    def end_batch(self, worker, which, fails, forget, seconds):
         if not self.held[worker]:
             return
-        batch, jobs = held = self.held[worker][-1 if second else 0]
+        batch, jobs = held = self.held[worker][int(which * len(self.held[worker]))]
         self.now += seconds
         incarnation = self.alive[worker]
         for job in list(jobs)[forget:]:
@@ -139,6 +150,18 @@ class SchedulerMachine(RuleBasedStateMachine):
                 del self.living[job]
                 self.in_flight.remove(job)
             self.tell(ItemEnded(worker, self.alive[worker], batch, job))
+
+    @rule(worker=workers, seconds=st.sampled_from([0.01, 1.0]), stale=st.booleans())
+    def step(self, worker, seconds, stale):
+        self.now += seconds
+        self.tell(Stepped(worker, self.born[worker] - stale))
+
+    @rule(worker=workers, which=fractions, parked=st.booleans(), stale=st.booleans())
+    def park(self, worker, which, parked, stale):
+        jobs = [job for _, held in self.held[worker] for job in held]
+        if jobs:
+            self.past.append(Parked(worker, self.born[worker] - stale, jobs[int(which * len(jobs))], parked))
+            self.tell(self.past[-1])
 
     @rule(worker=workers)
     def out_of_memory(self, worker):
@@ -210,7 +233,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         for _ in range(10 * self.count + 10):
             busy = [worker for worker in WORKERS if self.held[worker]]
             if busy:
-                self.end_batch(busy[0], False, False, False, 0.01)
+                self.end_batch(busy[0], 0.0, False, False, 0.01)
             elif self.living:
                 self.sleep_until_woken()
             else:

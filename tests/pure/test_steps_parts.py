@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any
 
 import pytest
@@ -319,7 +318,6 @@ class Doubling(StepAdapter):
         return Output(facts={"value": float(value)})
 
 
-@pytest.mark.skipif(not importlib.util.find_spec("models.stepping.costs"), reason="comes with the batcher")
 def test_an_adapter_runs_a_batch_by_itself_and_leaves_gradients_as_they_were():
     torch.set_grad_enabled(True)  # other tests' steppers have switched them off in this thread
     ends = Doubling({}, CPU).run([Item({"steps": 2}), Item({"steps": 5}), Item({"steps": 1}, cancelled=lambda: True)])

@@ -22,6 +22,7 @@ from models.base import Adapter, Output
 from workers import session as session_module
 from workers.arena import Arena
 from workers.channel import Frames, WorkerEnd
+from workers.drops import Drops
 from workers.messages import BatchDidNotFit, BatchDone, Boot, ItemsDone, RunBatch, RunItem
 from workers.session import Session
 
@@ -43,7 +44,7 @@ class Bench:
         boot = Boot("cpu:0", 1, "cpu", "", 1, 1, (), (self.spec,), str(tmp_path), self.arena.size, warm_up=False)
         self.session = Session(boot, WorkerEnd(requests, results), os.dup(self.arena.fd))
         self.session._device = torch.device("cpu")
-        self.session._adapter = lambda _: self.adapter
+        self.session.adapter = lambda _: self.adapter
         self.adapter = model({}, torch.device("cpu"))
         self.session._adapters["stub"] = self.adapter
         self.frames = Frames()
@@ -123,29 +124,43 @@ def test_facts_leave_the_process_as_plain_data_or_not_at_all(tmp_path):
     assert answers["b"].error.code == "bad_output"
 
 
-def test_a_cancel_that_comes_while_a_batch_is_forgotten_disturbs_nothing(tmp_path):
-    bench = Bench(tmp_path)
+def test_a_cancel_that_comes_while_a_batch_is_forgotten_disturbs_nothing():
+    drops = Drops()
     stop = threading.Event()
 
     def cancel():
         number = 0
         while not stop.is_set():
             number += 1
-            bench.session._dropped.add((2, f"job{number % 5000}"))
+            drops.drop(number % 3, f"job{number % 5000}")
 
     switch = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     thread = threading.Thread(target=cancel)
     thread.start()
     try:
-        for _ in range(300):
-            bench.session._forget(RunBatch(1, "stub", ()))
+        for number in range(300):
+            drops.hold(number % 2)
+            drops.forget(number % 2)
+            drops.forget(1)
     finally:
         stop.set()
         thread.join()
         sys.setswitchinterval(switch)
-    bench.session._forget(RunBatch(2, "stub", ()))
-    assert not bench.session._dropped
+    drops.forget(0)
+    assert not drops
+
+
+def test_a_job_stays_dropped_until_its_own_batch_has_ended_whatever_order_they_end_in():
+    drops = Drops()
+    drops.hold(1)
+    drops.hold(2)
+    drops.drop(1, "a")
+    drops.drop(3, "never held")
+    drops.forget(2)
+    assert (1, "a") in drops and (1, "b") not in drops and (3, "never held") not in drops
+    drops.forget(1)
+    assert (1, "a") not in drops and not drops
 
 
 def test_a_model_that_cannot_load_is_tried_once_for_the_whole_batch(tmp_path):
@@ -156,7 +171,7 @@ def test_a_model_that_cannot_load_is_tried_once_for_the_whole_batch(tmp_path):
         raise OSError("no weights")
 
     bench.session._adapters.clear()
-    bench.session._adapter = load
+    bench.session.adapter = load
     answers = bench.answers(*(bench.item(job) for job in "abc"))
     assert {answer.error.code for answer in answers.values()} == {"model_failed"} and tries == ["stub"]
 

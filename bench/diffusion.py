@@ -1,0 +1,257 @@
+"""W4: how long images wait for their steps, by kind, steps and urgency, against three usual policies.
+
+    python -m bench.diffusion [--runs 15] [--quick] [--worker] [--draw schedule.png]
+
+The real batcher, learning from nothing, on a fake clock with published step times (`bench/step_load.py`); each run is
+another seed, and all policies get the same requests. `--worker` instead drives the real stepper, whose network sleeps
+those times, twenty times as fast, and tells how far the simulation is from that. `--draw` only draws one schedule.
+Writes bench/results/diffusion.json and diffusion.png, or diffusion_worker.json.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.progress import Progress
+
+from bench.common import machine_facts, write_result
+from bench.runs import goal, parser, plot, print_tables, save, show, spread, table
+from bench.step_load import ADAPTERS, OURS, POLICIES, RIVALS, STEPS, Policy, Request, ours, requests, seconds, simulate
+from models.stepping.batcher import Waiting
+
+LOADS = (0.3, 0.6, 0.9)
+FIRST_SEED = 1_000  # the policy was made with smaller ones
+FASTER = 20.0
+COLOURS = ("#d1495b", "#30638e", "#9fb4c7", "#c9ada7", "#bbbbbb")
+ALL, URGENT = "all", "P0"
+
+Latencies = dict[str, tuple[float, float]]  # by class: mean and P95, seconds
+Found = dict[float, dict[str, list[Latencies]]]  # by load and policy, one for each seed
+
+
+def latencies(work: Sequence[Request]) -> Latencies:
+    """The first tenth finds an emptier server than the others, and is left out."""
+    classes: dict[str, list[float]] = {}
+    for request in work[len(work) // 10:]:
+        names = [ALL, f"{request.kind}, {request.steps} steps", *([URGENT] if request.priority == 0 else [])]
+        for name in names:
+            classes.setdefault(name, []).append(request.latency)
+    return {
+        name: (round(statistics.mean(found), 3), round(sorted(found)[int(0.95 * len(found))], 3))
+        for name, found in sorted(classes.items(), key=lambda one: (one[0] != ALL, one[0] != URGENT, one[0]))
+    }
+
+
+def measure(
+    runs: int, count: int, loads: Sequence[float], run: Callable[[list[Request], Policy], object],
+    policies: Sequence[str] = tuple(POLICIES),
+) -> Found:  # fmt: skip
+    """Every policy on the same requests, seed by seed."""
+    found: Found = {load: {name: [] for name in policies} for load in loads}
+    with Progress(refresh_per_second=1) as progress:
+        task = progress.add_task("", total=runs * len(loads) * len(policies))
+        for seed in range(FIRST_SEED, FIRST_SEED + runs):
+            for load in loads:
+                for name in policies:
+                    progress.update(task, description=f"seed {seed}, load {load}: {name}")
+                    work = requests(seed, load, count)
+                    run(work, POLICIES[name](work))
+                    found[load][name].append(latencies(work))
+                    progress.advance(task)
+    return found
+
+
+def ratio(all_seeds: Mapping[str, list[Latencies]], name: str, which: int) -> dict[str, float]:
+    """Ours over the best of the three, seed by seed. The best: whose median is least in this class."""
+    best = min(RIVALS, key=lambda rival: statistics.median(one[name][which] for one in all_seeds[rival]))
+    return spread(
+        mine[name][which] / theirs[name][which]
+        for mine, theirs in zip(all_seeds[OURS], all_seeds[best], strict=True)
+    )
+
+
+def goals(found: Found) -> list[dict[str, Any]]:
+    """At each load mean and P95 of the class that fares worst, and of all requests."""
+    told = []
+    for load, all_seeds in found.items():
+        for which, what in enumerate(("mean", "P95")):
+            ratios = {name: ratio(all_seeds, name, which) for name in all_seeds[OURS][0]}
+            whole = ratios.pop(ALL)
+            worst = max(ratios, key=lambda name: ratios[name]["median"])
+            won = sum(one["median"] < 1 for one in ratios.values())
+            about = f"W4 {what} latency at load {load} against the best of three"
+            told.append(goal(
+                f"{about}: the worst class ({worst}; {won} of {len(ratios)} are won)", "< 1x", ratios[worst],
+                ratios[worst]["median"] < 1, unit="x",
+            ))
+            told.append(goal(f"{about}: all requests", "< 1x", whole, whole["median"] < 1, unit="x"))
+    return told  # fmt: skip
+
+
+def tables(found: Found) -> list[dict[str, Any]]:
+    """One for each load: a line per class, mean / P95 of each policy, the ratios."""
+    head = ["mean: ours / best of three", "P95: ours / best of three"]
+    return [
+        table(f"W4 at load {load}: seconds, mean / P95", ["class", *all_seeds, *head], (
+            [name, *(_cell(seeds, name) for seeds in all_seeds.values()),
+             show(ratio(all_seeds, name, 0)), show(ratio(all_seeds, name, 1))]
+            for name in all_seeds[OURS][0]
+        ))
+        for load, all_seeds in found.items()
+    ]  # fmt: skip
+
+
+def _cell(seeds: Sequence[Latencies], name: str) -> str:
+    mean, last = (statistics.median(one[name][which] for one in seeds) for which in (0, 1))
+    return f"{mean:.1f} / {last:.1f}"
+
+
+def decisions(quick: bool) -> dict[str, Any]:
+    """What it costs to decide: microseconds of CPU for each call that goes, by how many wait."""
+    rows = []
+    for count in (1, 8, 64, 512):
+        found = spread(_decision(count, 500 if quick else 2_000) for _ in range(5))
+        rows.append([f"{count}", show(found, "{:.0f}")])
+    return table("The batcher's CPU per call, µs", ["runs waiting, six keys", "µs"], rows)
+
+
+def _decision(count: int, least: int) -> float:
+    batcher, gone = ours(), 0
+    keys = [(1, kind, adapters) for kind in STEPS for adapters in range(len(ADAPTERS))]
+    calls = [Waiting(run, keys[run % len(keys)], 1, 1, 2, run % 30 + 1, run) for run in range(count)]
+    for one in calls:
+        batcher.add(one)
+    for width in (1, 2, 4, 8) * 3:
+        for key in keys:
+            batcher.costs.learn(key, width, seconds(key, width))
+    began = time.process_time_ns()
+    while gone < least:
+        chosen = batcher.next(0.0)
+        gone += len(chosen)
+        batcher.costs.learn(chosen[0].key, len(chosen), seconds(chosen[0].key, len(chosen)))
+        for one in chosen:
+            one.remaining = one.remaining % 30 + 1
+            batcher.add(one)
+    return (time.process_time_ns() - began) / 1e3 / gone
+
+
+# --- the real stepper -------------------------------------------------------------------------------------------------
+
+
+class Sleeper:
+    """A network that takes its time, and computes nothing."""
+
+    name = "sleeper"
+
+    def forward(self, calls: Sequence[Any]) -> list[None]:
+        time.sleep(seconds(calls[0].key, len(calls)) / FASTER)
+        return [None] * len(calls)
+
+
+def on_stepper(work: list[Request], policy: Policy) -> None:
+    """Drive the real stepper in real time. Latencies are told in the seconds of the curves."""
+    import torch
+
+    from models.base import Output
+    from models.stepping.contract import Lane, StepCall
+    from models.stepping.stepper import StepEvents, Stepper
+
+    network, began = Sleeper(), time.monotonic()
+
+    def now() -> float:
+        return (time.monotonic() - began) * FASTER
+
+    def run(request: Request) -> Generator[StepCall, None, Output]:
+        for _ in range(request.calls):
+            yield StepCall(network, (), {}, 1, request.key(), Lane(request.lane()))
+            request.done += 1
+        return Output()
+
+    def ended(number: int, end: Output | Exception) -> None:
+        if isinstance(end, Exception):
+            raise end
+        work[number].ended = now()
+
+    stepper = Stepper(torch.device("cpu"), policy, StepEvents(ended), clock=now)  # type: ignore[arg-type]
+    coming = iter([*work, None])
+    after = next(coming)
+    while after or stepper.busy:
+        while after and after.came <= now():
+            stepper.join(after.id, run(after), priority=after.priority, remaining=after.steps, cancelled=lambda: False)
+            after = next(coming)
+        if stepper.busy:
+            stepper.advance()
+        elif after:
+            time.sleep(max(0.0, after.came - now()) / FASTER)
+
+
+def fidelity(found: Found, simulated: Found) -> dict[str, Any]:
+    """How far the simulation is from the real stepper, on the same requests."""
+    rows = [
+        [name, show(spread(real[ALL][0] / fake[ALL][0] for real, fake in zip(
+            found[load][name], simulated[load][name], strict=True)))]
+        for load in found for name in found[load]
+    ]  # fmt: skip
+    return table("Mean latency of all requests: real stepper / simulation", ["policy", ""], rows)
+
+
+# --- what is written --------------------------------------------------------------------------------------------------
+
+
+def draw(found: Found, name: str) -> None:
+    """Mean (bars) and P95 (marks) of each policy by class, one panel for each load."""
+    figure, axes = plot().subplots(len(found), 1, figsize=(9, 2.6 * len(found)), layout="constrained", squeeze=False)
+    for axis, (load, all_seeds) in zip(axes[:, 0], found.items(), strict=True):
+        names = list(all_seeds[OURS][0])
+        for place, (policy, colour) in enumerate(zip(POLICIES, COLOURS, strict=True)):
+            at = [number + (place - 2) * 0.17 for number in range(len(names))]
+            mean, last = ([statistics.median(one[name][which] for one in all_seeds[policy]) for name in names]
+                          for which in (0, 1))
+            axis.bar(at, mean, 0.16, color=colour, label=policy)
+            axis.plot(at, last, "_", color=colour, markersize=7)
+        axis.set_xticks(range(len(names)), names)
+        axis.set_ylabel("seconds", fontsize=8)
+        axis.set_title(f"load {load}", fontsize=9)
+    axes[0, 0].legend(fontsize=7, ncols=5, frameon=False)
+    figure.suptitle("Latency: mean (bar) and P95 (mark)", fontsize=10)
+    save(figure, name)
+
+
+def main() -> None:
+    arguments = parser(__doc__, runs=15)
+    arguments.add_argument("--worker", action="store_true", help="drive the real stepper, in real time")
+    arguments.add_argument("--draw", type=Path, metavar="PNG", help="draw one schedule of the real batcher there")
+    given = arguments.parse_args()
+    if given.draw:
+        from bench.schedule import draw_schedule
+
+        draw_schedule(given.draw)
+        return
+    facts = machine_facts(("torch", "numpy"))
+    runs, count = (2, 200) if given.quick else (given.runs, 1_000)
+    about = "step times of an H200, both kinds bring half of the work"
+    if given.worker:
+        runs, count, loads, names = min(runs, 2), 100, (0.6,), (OURS, *RIVALS)
+        found = measure(runs, count, loads, on_stepper, names)
+        told = [fidelity(found, measure(runs, count, loads, simulate, names)), *tables(found)]
+        print_tables(told)
+        write_result("diffusion_worker", facts, {
+            "about": f"the real stepper, {count} requests a run; {about}", "runs": runs, "tables": told, "found": found,
+        })  # fmt: skip
+        return
+    found = measure(runs, count, LOADS, simulate)
+    told, aims = [*tables(found), decisions(given.quick)], goals(found)
+    print_tables(told, aims)
+    write_result("diffusion", facts, {
+        "about": f"the real batcher on a fake clock, {count} requests a run; {about}", "runs": runs, "goals": aims,
+        "tables": told, "found": found,
+    })  # fmt: skip
+    draw(found, "diffusion")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""What the pool tells: results, progress, deaths; where each goes."""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+from core.states import State
+from engine.departures import Departures
+from engine.endings import Endings
+from engine.flights import Flights, Key
+from engine.live import Live
+from engine.metrics import Metrics
+from engine.register import Register
+from engine.steps import StepBook
+from scheduler.events import BatchEnded, BatchOutOfMemory, Event, ItemEnded, Parked, Stepped, WorkerLost, WorkerReady
+from workers.arena import Arena
+from workers.contract import PoolEvent, Said, WorkerDown, WorkerUp
+from workers.messages import (
+    BatchDidNotFit,
+    BatchDone,
+    Finished,
+    FromWorker,
+    ItemsDone,
+    JobParked,
+    JobPreview,
+    JobProgress,
+    StepReport,
+)
+
+BLAME: Mapping[str, Literal["outside", "none"]] = {"stopped": "none", "killed": "outside"}
+
+
+class Arrivals:
+    """`tell(event)` tells the scheduler. `up`: ready workers and their incarnation."""
+
+    def __init__(
+        self,
+        register: Register,
+        flights: Flights,
+        departures: Departures,
+        endings: Endings,
+        arena: Arena,
+        metrics: Metrics,
+        tell: Callable[[Event], None],
+    ) -> None:
+        self._register, self._flights, self._departures, self._endings = register, flights, departures, endings
+        self._arena, self._metrics, self._tell = arena, metrics, tell
+        self.up: dict[str, int] = {}
+        self.steps = StepBook()
+
+    def take_in(self, event: PoolEvent) -> None:
+        """Whatever the pool has to tell."""
+        match event:
+            case Said(worker, incarnation, message):
+                self._hear(worker, incarnation, message)
+            case WorkerUp(worker, incarnation):
+                self.up[worker] = incarnation
+                self._tell(WorkerReady(worker, incarnation))
+            case WorkerDown(worker, incarnation, cause, kind):
+                self.up.pop(worker, None)
+                self.steps.lost(worker)
+                self._departures.forget(worker, incarnation)
+                self._flights.crash(worker, incarnation)
+                if kind != "stopped":
+                    self._metrics.restart(worker, kind)
+                self._tell(WorkerLost(worker, incarnation, cause, BLAME.get(kind, "running")))
+
+    def _hear(self, worker: str, incarnation: int, message: FromWorker) -> None:
+        match message:
+            case ItemsDone(batch, items):
+                for finished in items:
+                    self._item_done((worker, incarnation, batch), finished)
+            case BatchDone(batch, seconds):
+                self._flights.land((worker, incarnation, batch))
+                self._tell(BatchEnded(worker, incarnation, batch, seconds))
+            case BatchDidNotFit(batch, text):
+                self._flights.land((worker, incarnation, batch))
+                self._tell(BatchOutOfMemory(worker, incarnation, batch, text))
+            case JobProgress(job, fraction):
+                self._progress(job, fraction)
+            case JobPreview(job, jpeg):
+                self._preview(job, jpeg)
+            case JobParked(job, parked):
+                self._parked(worker, job, parked)
+                self._tell(Parked(worker, incarnation, job, parked))
+            case StepReport():
+                self.steps.heard(worker, message)
+                self._tell(Stepped(worker, incarnation))
+
+    def _item_done(self, key: Key, finished: Finished) -> None:
+        answered = self._flights.answered(key, finished.job)
+        if answered is None:
+            return
+        live, span = answered
+        self._tell(ItemEnded(*key, finished.job, finished.error))
+        if live.concluding or finished.error is not None:
+            self._arena.give(span)
+            if finished.error is not None:
+                self._endings.without_result(live, State.FAILED, finished.error)
+        else:
+            self._go_on(live)
+            self._endings.succeed(live, key[0], span, finished)
+
+    def _progress(self, job: str, fraction: float) -> None:
+        live = self._register.live.get(job)
+        if live is None or live.job.state is not State.RUNNING:
+            return
+        live.job.progress = max(live.job.progress, fraction)
+        if live.heard:
+            live.heard(live.job.progress)
+        if live.feed:
+            live.feed.add("progress", {"progress": round(live.job.progress, 4)}, time.time())
+
+    def _preview(self, job: str, jpeg: bytes) -> None:
+        live = self._register.live.get(job)
+        if live is None or live.concluding or not live.job.request.previews:
+            return
+        if live.seen:
+            live.seen(jpeg)
+        text = base64.b64encode(jpeg).decode()
+        live.event_feed().add("preview", {"jpeg": text, "progress": round(live.job.progress, 4)}, time.time())
+
+    def _parked(self, worker: str, job: str, parked: bool) -> None:
+        live = self._register.live.get(job)
+        if live is None or live.concluding or live.job.device != worker:
+            return
+        if not parked:
+            self._go_on(live)
+        elif live.job.state is State.RUNNING:
+            self._register.move(live, State.PARKED, time.time(), device=worker, why="more urgent jobs go first")
+
+    def _go_on(self, live: Live) -> None:
+        """A parked job runs again."""
+        if live.job.state is State.PARKED:
+            self._register.move(live, State.RUNNING, time.time(), device=live.job.device)

@@ -1,0 +1,50 @@
+"""The batcher at work for ten minutes of a fake clock: it learns the step times by itself and keeps its promises."""
+
+from __future__ import annotations
+
+import statistics
+
+import pytest
+
+from bench.step_load import DENOISE, OURS, POLICIES, RIVALS, Request, requests, simulate
+
+
+@pytest.fixture(scope="module")
+def runs() -> dict[str, list[Request]]:
+    found = {name: requests(7, 0.9, 400) for name in POLICIES}
+    for name, work in found.items():
+        simulate(work, POLICIES[name](work))
+    return found
+
+
+def mean(work: list[Request], urgent: bool = False) -> float:
+    return statistics.mean(one.latency for one in work[40:] if not urgent or one.priority == 0)
+
+
+def test_everybody_ends_whatever_the_policy(runs: dict[str, list[Request]]) -> None:
+    for work in runs.values():
+        assert all(one.ended > one.came and one.done == one.calls for one in work)
+
+
+def test_requests_wait_less_than_with_any_rival_and_the_urgent_half_as_long(runs: dict[str, list[Request]]) -> None:
+    for rival in RIVALS:
+        assert mean(runs[OURS]) < mean(runs[rival])
+        assert mean(runs[OURS], urgent=True) < 0.6 * mean(runs[rival], urgent=True)
+
+
+def test_what_it_learns_makes_forwards_wide_where_that_pays_and_only_there() -> None:
+    work = requests(8, 0.9, 400)
+    batcher = POLICIES[OURS](work)
+    forwards = simulate(work, batcher)
+    batcher.check()
+    batcher.costs.check()
+    assert sum(len(one.aboard) for one in forwards) == sum(one.calls for one in work)
+    assert batcher.costs.seconds((DENOISE, "sd", 0), 3) == pytest.approx(0.186, rel=0.1)
+    widths = {kind: [len(one.aboard) for one in forwards if one.key[:2] == (DENOISE, kind)] for kind in ("sd", "edit")}
+    assert statistics.mean(widths["sd"]) > 1.3 and max(widths["sd"]) >= 4
+    assert statistics.mean(widths["edit"]) < 1.1
+
+
+def test_the_same_work_makes_the_same_schedule() -> None:
+    first, second = (simulate(work, POLICIES[OURS](work)) for work in (requests(9, 0.6, 100), requests(9, 0.6, 100)))
+    assert first == second
