@@ -98,7 +98,9 @@ def inspect(file: Path) -> LoraFacts:
     return LoraFacts(max(ranks), len(ranks), _base(tensors))
 
 
-def wanted(names: str | Iterable[str], weights: str | float | Iterable[float | str] | None) -> list[tuple[str, float]]:
+def wanted(
+    names: str | Iterable[str] | None, weights: str | float | Iterable[float | str] | None
+) -> list[tuple[str, float]]:
     """The LoRAs of a request with their weights. Both may be texts with commas; a missing weight is 1, one weight
     counts for all. Raises `InvalidParameter`."""
     given = [name for name in _parts(names) if name]
