@@ -13,6 +13,7 @@ from PIL import Image
 
 from api.iopaint_schema import InpaintRequest
 from core.errors import ModelFailed
+from core.request import OutputFormat, Priority
 from tests.pure.dialect_kit import KEY, OTHER_KEY, keys_file, until
 from tests.pure.image_kit import chunk, exif, insert_after_header, save
 from tests.pure.iopaint_kit import IMAGE, MASK, inpaint, page_body, painted, png, refusal, text, url, world
@@ -46,7 +47,9 @@ async def test_the_seed_that_was_used_is_told(tmp_path: Path) -> None:
     async with world(tmp_path) as server:
         default, given, drawn = [await inpaint(server, **more) for more in ({}, {"sd_seed": 7}, {"sd_seed": -1})]
         seeds = [item.params["seed"] for item in server.ran]
+        more = {(await inpaint(server, sd_seed=-1)).headers["x-seed"] for _ in range(3)}
     assert seeds == [42, 7, int(drawn.headers["x-seed"])]
+    assert len(more) > 1
     assert (default.headers["x-seed"], given.headers["x-seed"]) == ("42", "7")
 
 
@@ -57,7 +60,7 @@ async def test_the_answer_is_of_the_image_s_own_kind_and_full_quality(tmp_path: 
         answer = await inpaint(server, image=url(image, "image/whatever"))
         (item,) = server.ran
     assert answer.headers["content-type"] == f"image/{kind}"
-    assert (item.format.format, item.format.quality, item.format.keep_metadata) == (kind, 100, True)
+    assert item.format == OutputFormat(kind, 100, keep_metadata=True, subsampling="420")  # type: ignore[arg-type]
 
 
 async def test_the_quality_is_a_setting(tmp_path: Path) -> None:
@@ -256,6 +259,25 @@ async def test_each_tenant_has_its_own_model(tmp_path: Path) -> None:
         refusal(await server.client.get("/api/v1/model"), 401)
 
 
+async def test_a_job_is_its_caller_s_and_lives_no_longer_than_a_request(tmp_path: Path) -> None:
+    keys = keys_file(tmp_path, tier="enterprise", priority="paid")
+    async with world(tmp_path, keys_file=keys, request_timeout=77.0) as server:
+        server.pool.hold()
+        waiting = asyncio.create_task(inpaint(server, {"x-api-key": KEY}))
+        await server.until_ran()
+        (live,) = server.engine.register.live.values()
+        asked = live.job.request
+        server.pool.release()
+        assert (await waiting).status_code == 200
+    assert (asked.tenant, asked.priority, asked.deadline, asked.durable) == ("acme", Priority.PAID, 77.0, False)
+
+
+async def test_a_body_that_the_queue_never_holds_is_refused_by_its_announced_length(tmp_path: Path) -> None:
+    async with world(tmp_path, queue_bytes=1 << 20) as server:
+        told = refusal(await inpaint(server, prompt="x" * (1 << 20)), 413)
+        assert "queues" in told["errors"] and not server.ran
+
+
 async def test_a_server_without_inpainting_models_says_so(tmp_path: Path) -> None:
     async with world(tmp_path, models=("upscale",)) as server:
         refusal(await inpaint(server), 404)
@@ -383,6 +405,16 @@ async def test_what_is_no_image_or_has_no_proper_name_is_not_saved(
     async with world(tmp_path) as server:
         refusal(await server.client.post("/api/v1/save_image", files={"file": (name, data)}), status)
     assert not (tmp_path / "outputs" / "saved").exists()
+
+
+async def test_each_tenant_saves_into_its_own_folder(tmp_path: Path) -> None:
+    async with world(tmp_path, keys_file=keys_file(tmp_path, tier="enterprise")) as server:
+        for key, image in ((KEY, IMAGE), (OTHER_KEY, MASK)):
+            file = {"file": ("a.png", image)}
+            answer = await server.client.post("/api/v1/save_image", files=file, headers={"x-api-key": key})
+            assert answer.status_code == 200
+    saved = tmp_path / "outputs" / "saved"
+    assert [(saved / f"of-{tenant}" / "a.png").read_bytes() for tenant in ("acme", "zenith")] == [IMAGE, MASK]
 
 
 async def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:

@@ -48,6 +48,7 @@ async def test_remove_bg_gives_the_cut_out_or_its_mask(tmp_path: Path) -> None:
         image = await plugin(server, "image", name="RemoveBG")
         mask = await plugin(server, "mask", name="RemoveBG", clicks=[[1, 2, 1, 0]])
         models = ran(server)
+        assert server.ran[0].format.keep_metadata
     assert [answer.headers["content-type"] for answer in (image, mask)] == ["image/png"] * 2
     assert [model for model, _ in models] == ["background_remove", "background_remove", "mask_tools"]
     assert [params["output"] for _, params in models[:2]] == ["rgba", "mask"] and models[2][1]["operate"] == "brush"

@@ -118,7 +118,8 @@ async def test_the_raw_form_must_say_where_its_tensors_begin(tmp_path: Path, len
         answer = await raw(server, shapes(), TENSOR, MASK, **{"inference-header-content-length": length})
         assert answer.status_code == 400
         assert (await raw(server, shapes(), TENSOR, MASK[..., :-1])).status_code == 400
-        assert (await raw(server, {"image_shape": 5}, TENSOR, MASK)).status_code == 422
+        told = await raw(server, {"image_shape": 5}, TENSOR, MASK)
+        assert told.status_code == 422 and told.json()["detail"][0]["loc"] == ["body", "image_shape"]
         assert not server.ran
 
 
