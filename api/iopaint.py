@@ -18,7 +18,7 @@ from api.auth import caller
 from api.dialect import UploadRoute
 from api.errors import HttpError, ValidationFailed, status_of
 from api.images import MEDIA_TYPES, read_image
-from api.iopaint_desk import Desk
+from api.iopaint_desk import Desk, short_body
 from api.iopaint_events import Events
 from api.iopaint_images import as_mask, encode, file_name, parameters
 from api.iopaint_schema import (
@@ -46,6 +46,7 @@ ROUTES = (
 )  # fmt: skip
 PREFIXES = tuple(f"/api/v1/{route}" for route in ROUTES)
 NO_INPUT = "No input image configured"
+MAX_STEPS = 1000  # that a page is told of, whatever `sd_steps` says
 
 
 def dress(error: ImagePoolError, request_id: str) -> tuple[int, dict[str, Any]]:
@@ -141,7 +142,7 @@ def router(engine: Engine, settings: Settings) -> APIRouter:
     @routes.post("/api/v1/model", operation_id="iopaint_switch_model", summary="Use another model from now on",
                  response_model=ModelInfo, openapi_extra=takes(SwitchModel), responses=answers())
     async def switch(request: Request) -> Response:
-        name = read(SwitchModel, await request.body()).name
+        name = read(SwitchModel, await short_body(request)).name
         return JSONResponse(ModelInfo.of(desk.models.choose(caller(request).tenant, name)).model_dump())
 
     @routes.get("/api/v1/samplers", operation_id="iopaint_samplers", summary="Names of diffusion samplers",
@@ -158,12 +159,13 @@ def router(engine: Engine, settings: Settings) -> APIRouter:
             data = await asyncio.to_thread(settings.iopaint_input.read_bytes)
         except OSError:
             raise Refused(404, "Input image not found") from None
-        return Response(data, media_type=MEDIA_TYPES[read_image(data).header.format])
+        return Response(data, media_type=MEDIA_TYPES[read_image(data, max_pixels=settings.max_pixels).header.format])
 
     @forms.post("/api/v1/gen-info", operation_id="iopaint_gen_info", summary="The prompts that a PNG was made with",
                 response_model=GenInfo, responses=answers())
     async def gen_info(file: UploadFile) -> Response:
-        prompt, _, rest = parameters(await file.read()).partition("Negative prompt: ")
+        found = parameters(await file.read(), max_pixels=settings.max_pixels)
+        prompt, _, rest = found.partition("Negative prompt: ")
         negative = rest.partition("Negative prompt: ")[0].partition("\n")[0]
         return JSONResponse({"prompt": prompt.strip(), "negative_prompt": negative.strip()})
 
@@ -188,7 +190,7 @@ class Progress:
     """Tells a request's page of each step once. A model speaks of fractions; the page counts steps, from 0."""
 
     def __init__(self, events: Events, request: Request, steps: int) -> None:
-        self._events, self._request, self._steps = events, request, max(1, steps)
+        self._events, self._request, self._steps = events, request, min(max(1, steps), MAX_STEPS)
         self._last = -1
 
     def heard(self, fraction: float) -> None:

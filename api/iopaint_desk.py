@@ -9,10 +9,11 @@ from typing import Any
 from starlette.requests import Request
 
 from api.auth import Caller, caller
+from api.images import read_image
 from api.iopaint_images import read_part
 from api.limits import content_length, file_limit
 from api.run import Watch
-from core.errors import UnknownModel
+from core.errors import TooLarge, UnknownModel
 from core.job import Job
 from core.model import ModelSpec
 from core.request import ImagePart, ImageRequest, OutputFormat, Role
@@ -22,6 +23,7 @@ from engine.permit import Permit
 from engine.results import ResultBody
 
 PNG = OutputFormat("png")
+SHORT = 64 << 10  # bytes of a body that holds names alone
 FIRST_CHOICE = ("lama", "inpaint")
 INPAINT = "inpaint"
 
@@ -77,6 +79,10 @@ class Desk:
         most = file_limit(caller(request), self._settings)
         return await read_part(text, role, max_bytes=most, max_pixels=self._settings.max_pixels)
 
+    def again(self, result: ResultBody, role: Role = "image") -> ImagePart:
+        """A result as an image of the next run."""
+        return read_image(bytes(result.data), role, max_pixels=self._settings.max_pixels)
+
     async def run(
         self,
         request: Request,
@@ -87,8 +93,10 @@ class Desk:
         permit: Permit | None = None,
         heard: Callable[[float], None] | None = None,
     ) -> tuple[Job, ResultBody]:
-        """Run a job that nobody keeps. `params` are checked here. Raises the job's own error."""
+        """Run a job that nobody keeps. `params` are checked here. Raises `UnknownModel` and the job's own error."""
         who: Caller = caller(request)
+        if model not in self._engine.catalogue:
+            raise UnknownModel(f"this needs the model '{model}', which this server's operator has left out (--models)")
         job = ImageRequest(
             model=model,
             images=images,
@@ -101,3 +109,13 @@ class Desk:
             dialect=self._dialect,
         )
         return await self._engine.run(job, permit, heard)
+
+
+async def short_body(request: Request) -> bytes:
+    """A body for which no room was asked, because it holds names alone. Raises `TooLarge`."""
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > SHORT:
+            raise TooLarge(f"the request's body has more than {SHORT} bytes; it is to hold names alone")
+    return bytes(body)

@@ -22,6 +22,7 @@ from core.request import ImagePart, Role
 
 PIECE = 1 << 20  # characters at a time, a multiple of 4; about half a millisecond
 MAX_TEXT = 64 << 10  # bytes of a PNG's text
+MAX_HEAD = 256  # characters of a data: URL before its comma
 URL_SAFE = bytes.maketrans(b"-_", b"+/")
 STRANGE = bytes(code for code in range(128) if not chr(code).isalnum() and code not in b"+/-_")
 
@@ -53,18 +54,27 @@ async def decode(text: str, role: str) -> bytes:
     """The bytes of a base64 text or data: URL. Raises `InvalidImage`."""
     if text[:5].lower() == "data:":
         head, comma, text = text.partition(",")
-        kind, *extras = head[5:].lower().split(";")
+        kind, *extras = head[5:MAX_HEAD].lower().split(";")
         if not comma or "base64" not in extras or not (kind.startswith("image/") or kind == "application/octet-stream"):
             raise InvalidImage(f"the {role} is a data: URL, but not of an image in base64", parameter=role)
     try:
         return await _decode(text)
     except ValidationError:
         pass
-    clean = text.partition("=")[0].encode("ascii", "ignore").translate(URL_SAFE, STRANGE)
     try:
-        return await _decode(clean.decode("ascii"))
+        return await _decode(await _clean(text))
     except ValidationError:
         raise InvalidImage(f"the {role} is not base64", parameter=role) from None
+
+
+async def _clean(text: str) -> str:
+    """What belongs to base64, up to its padding."""
+    text = text.partition("=")[0]
+    kept = bytearray()
+    for at in range(0, len(text), PIECE):
+        kept += text[at : at + PIECE].encode("ascii", "ignore").translate(URL_SAFE, STRANGE)
+        await asyncio.sleep(0)
+    return kept.decode("ascii")
 
 
 async def _decode(text: str) -> bytes:
@@ -89,9 +99,9 @@ async def encode(data: bytes) -> bytes:
     return bytes(found)
 
 
-def parameters(data: bytes) -> str:
+def parameters(data: bytes, *, max_pixels: int = 25_000_000) -> str:
     """The text called "parameters" of a PNG, "" when it has none or is another image. Raises as `read_image`."""
-    if read_image(data).header.format != "png":
+    if read_image(data, max_pixels=max_pixels).header.format != "png":
         return ""
     view = memoryview(data)
     for name, start, end in png.walk(view):
@@ -118,7 +128,7 @@ def _text(chunk: bytes, body: bytes) -> str:
 def file_name(given: str | None) -> str:
     """The last part of a file's name. Raises `BadRequest` for one that no file should have."""
     name = (given or "").replace("\\", "/").rpartition("/")[2].strip()
-    if not name or name.startswith(".") or len(name.encode()) > 200 or not name.isprintable():
+    if not name.isprintable() or name.startswith(".") or not 0 < len(name.encode()) <= 200:
         raise BadRequest("the file needs a name: of letters one can read, and not beginning with a dot")
     return name
 

@@ -13,8 +13,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
-from api.images import read_image
-from api.iopaint_desk import Desk
+from api.iopaint_desk import Desk, short_body
 from api.iopaint_schema import AdjustMask, Lenient, Refused, RunPlugin, SwitchPluginModel, answers, read, takes
 from core.errors import InvalidParameter
 from core.model import Catalogue
@@ -50,8 +49,9 @@ PLUGINS = (Plugin("RemoveBG", "background_remove", {"output": "mask"}), Plugin("
 
 
 def offered(catalogue: Catalogue) -> list[Plugin]:
-    """Those whose model this server offers."""
-    return [plugin for plugin in PLUGINS if plugin.model in catalogue]
+    """Those whose model this server offers; without the mask tool they give no masks."""
+    there = [plugin for plugin in PLUGINS if plugin.model in catalogue]
+    return there if MASK_MODEL in catalogue else [replace(plugin, mask=None) for plugin in there]
 
 
 def router(engine: Engine, desk: Desk) -> APIRouter:
@@ -97,9 +97,9 @@ def router(engine: Engine, desk: Desk) -> APIRouter:
             with desk.watch(request):
                 image = await desk.part(request, body.image)
                 _, found = await desk.run(request, plugin.model, (image,), plugin.mask or {}, permit=permit)
-                return await tool(request, read_image(bytes(found.data), "mask"), "brush")
+                return await tool(request, desk.again(found, "mask"), "brush")
 
-    @routes.post("/api/v1/run_plugin_gen_image", **described(RunPlugin, "run_plugin_gen_image", "Let it change aimage"))
+    @routes.post("/api/v1/run_plugin_gen_image", **described(RunPlugin, "run_plugin_gen_image", "Change an image"))
     async def gen_image(request: Request) -> Response:
         with desk.visit(request) as permit:
             body = read(RunPlugin, await request.body())
@@ -113,7 +113,7 @@ def router(engine: Engine, desk: Desk) -> APIRouter:
     @routes.post("/api/v1/switch_plugin_model", operation_id="iopaint_switch_plugin_model", response_model=None,
                  summary="Choose a plugin's model", openapi_extra=takes(SwitchPluginModel), responses=answers())
     async def switch(request: Request) -> Response:
-        body = read(SwitchPluginModel, await request.body())
+        body = read(SwitchPluginModel, await short_body(request))
         plugin = plugins.get(body.plugin_name)
         if plugin is not None and body.model_name != plugin.model:
             raise Refused(422, f"{plugin.name} has one model here: {plugin.model}")

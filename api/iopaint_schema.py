@@ -19,6 +19,9 @@ SAMPLERS = (
 )  # fmt: skip
 MASK_THRESHOLD = 127
 RANDOM_SEEDS = (1, 99_999_999)
+ONLY_WITH = {  # the strategy that a field belongs to
+    "hd_strategy_crop_trigger_size": "Crop", "hd_strategy_crop_margin": "Crop", "hd_strategy_resize_limit": "Resize",
+}  # fmt: skip
 
 
 class Refused(HttpError):
@@ -114,9 +117,12 @@ class InpaintRequest(Lenient):
 
     def params_for(self, spec: ModelSpec) -> dict[str, Any]:
         """The model's parameters, as they were sent: those that it names as IOPaint does, the seed, and the brightness
-        above which a mask is on."""
+        above which a mask is on. What the strategy does not look at is left out: there anything may stand."""
         known: dict[str, Any] = {**dict(self), "seed": self.sd_seed, "mask_threshold": MASK_THRESHOLD}
-        return {name: known[name] for name in spec.params if name in known}
+        return {
+            name: known[name] for name in spec.params
+            if name in known and ONLY_WITH.get(name, self.hd_strategy) == self.hd_strategy
+        }  # fmt: skip
 
 
 class AdjustMask(Lenient):

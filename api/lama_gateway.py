@@ -21,7 +21,6 @@ from starlette.responses import PlainTextResponse, Response
 
 from api.auth import caller
 from api.errors import ValidationFailed, status_of
-from api.images import read_image
 from api.iopaint import wants_text
 from api.iopaint_desk import Desk
 from api.iopaint_images import as_mask, decode, encode
@@ -31,6 +30,7 @@ from core.header import ImageHeader
 from core.request import ImagePart
 from core.settings import Settings
 from engine.engine import Engine
+from engine.results import ResultBody
 
 PATH = "/api/v1/inpaint/preprocessed"
 PREFIXES = (PATH,)
@@ -54,11 +54,14 @@ def dress(error: ImagePoolError, request_id: str) -> tuple[int, dict[str, Any]]:
     return status, {"detail": error.message}
 
 
+Shape = tuple[int, int, int, int]
+
+
 class Shapes(Lenient):
     """What both forms say about the tensors."""
 
-    image_shape: tuple[int, int, int, int] = Field(description="1, 3, height, width: multiples of 8.")
-    mask_shape: tuple[int, int, int, int] = Field(description="1, 1, height, width.")
+    image_shape: Shape = Field(description="1, 3, height, width: multiples of 8.")
+    mask_shape: Shape = Field(description="1, 1, height, width.")
     original_height: int = Field(ge=1, description="Rows that are no padding.")
     original_width: int = Field(ge=1, description="Columns that are no padding.")
 
@@ -70,8 +73,8 @@ class Preprocessed(Shapes):
     mask_tensor_b64: str = Field(description="base64 of float32, little-endian, 0 or 1.")
 
 
-def check(shapes: Shapes, max_pixels: int) -> tuple[int, int]:
-    """Height and width of the tensors. Raises `InvalidParameter` or `TooLarge`."""
+def check(shapes: Shapes, max_pixels: int) -> None:
+    """Raises `InvalidParameter` or `TooLarge`."""
     *head, height, width = shapes.image_shape
     if head != [1, 3]:
         raise InvalidParameter("image_shape must be [1, 3, height, width]: one image", parameter="image_shape")
@@ -85,7 +88,15 @@ def check(shapes: Shapes, max_pixels: int) -> tuple[int, int]:
         )
     if height * width > max_pixels or max(height, width) > 0xFFFF:
         raise TooLarge(f"the tensor has {height} x {width} pixels; at most {max_pixels:,} are accepted")
-    return height, width
+
+
+def tensor(name: str, data: bytes, shape: Shape) -> ImagePart:
+    """A tensor as `tensor_image` takes it. Raises `InvalidImage` when it is not as long as its shape."""
+    _, channels, height, width = shape
+    want = channels * height * width * FLOAT
+    if len(data) != want:
+        raise InvalidImage(f"the {name} tensor has {len(data)} bytes; its shape needs {want}", parameter=name)
+    return ImagePart("image", data, ImageHeader("png", width, height), len(data))
 
 
 def split(body: bytes, head_length: str) -> tuple[Shapes, bytes, bytes]:
@@ -106,21 +117,26 @@ def router(engine: Engine, settings: Settings) -> APIRouter:
     description = takes(Preprocessed)
     description["requestBody"]["content"]["application/octet-stream"] = {"schema": {"type": "string"}}
 
-    async def image_of(request: Request, name: str, data: bytes, channels: int, shapes: Shapes) -> bytes:
+    async def picture(request: Request, part: ImagePart, shape: Shape, shapes: Shapes) -> ResultBody:
         """One of the tensors as a PNG."""
-        height, width = check(shapes, settings.max_pixels)
-        if len(data) != channels * height * width * FLOAT:
-            raise InvalidImage(
-                f"the {name} tensor has {len(data)} bytes; its shape needs {channels * height * width * FLOAT}",
-                parameter=name,
-            )
-        part = ImagePart("image", data, ImageHeader("png", width, height), len(data))
+        _, channels, height, width = shape
         params = {
             "channels": channels, "height": height, "width": width, "rows": shapes.original_height,
             "columns": shapes.original_width,
         }  # fmt: skip
-        _, found = await desk.run(request, MODEL, (part,), params)
-        return bytes(found.data)
+        return (await desk.run(request, MODEL, (part,), params))[1]
+
+    async def pictures(request: Request, image: bytes, mask: bytes, shapes: Shapes) -> tuple[ImagePart, ImagePart]:
+        """Both tensors as pictures. When one of them is none, nobody waits for the other."""
+        given = tensor("image", image, shapes.image_shape), tensor("mask", mask, shapes.mask_shape)
+        try:
+            async with asyncio.TaskGroup() as group:
+                shown = group.create_task(picture(request, given[0], shapes.image_shape, shapes))
+                hole = group.create_task(picture(request, given[1], shapes.mask_shape, shapes))
+        except ExceptionGroup as faults:
+            raise faults.exceptions[0] from None
+        part = desk.again(shown.result())
+        return part, as_mask(desk.again(hole.result(), "mask"), part)
 
     @routes.post(
         PATH,
@@ -145,14 +161,10 @@ def router(engine: Engine, settings: Settings) -> APIRouter:
                 else:
                     shapes, image, mask = split(body, head_length)
                     check(shapes, settings.max_pixels)
-                as_image, as_hole = await asyncio.gather(
-                    image_of(request, "image", image, 3, shapes), image_of(request, "mask", mask, 1, shapes)
-                )
-                part = read_image(as_image)
-                hole = as_mask(read_image(as_hole, "mask"), part)
+                parts = await pictures(request, image, mask, shapes)
                 spec = desk.models.of(caller(request).tenant)
                 params = read(InpaintRequest, ORIGINAL).params_for(spec)
-                _, result = await desk.run(request, spec.name, (part, hole), params, permit=permit)
+                _, result = await desk.run(request, spec.name, parts, params, permit=permit)
         headers = {"x-inference-time-ms": f"{(time.perf_counter() - began) * 1000:.1f}"}
         if wants_text(request) or (head_length is None and "image/" not in request.headers.get("accept", "")):
             return PlainTextResponse(await encode(bytes(result.data)), headers=headers)

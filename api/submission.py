@@ -92,6 +92,8 @@ async def read_form(found: Submission, headers: Headers, body: AsyncIterator[byt
         form = await parser.parse()
     except MultiPartException as fault:
         raise BadRequest(f"the multipart body cannot be read: {fault.message}") from None
+    except UnicodeError:
+        raise BadRequest("the multipart body cannot be read: its names are not in the charset that it claims") from None
     try:
         if not parser.complete:
             raise BadRequest("the multipart body ends before its last boundary; it was cut off or names another one")

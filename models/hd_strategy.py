@@ -7,13 +7,17 @@ pixels, with one exception: where cubic enlargement overshoots 0..255, IOPaint's
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from core.errors import InvalidParameter
+
 HALF = 127  # of a mask: above it is hole
+AT_ONCE = 1 << 24  # pixels of the crops that are in memory together
+MOST = 1 << 30  # pixels of all crops of one picture; a mask that is noise would need thousands of times as many
 
 
 class Piece(NamedTuple):
@@ -28,6 +32,10 @@ class Box(NamedTuple):
     top: int
     right: int
     bottom: int
+
+    @property
+    def pixels(self) -> int:
+        return (self.right - self.left) * (self.bottom - self.top)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,17 +82,37 @@ def fill(image: np.ndarray, mask: np.ndarray, how: Strategy) -> Filling:
 
 
 def _crop(image: np.ndarray, hole: np.ndarray, how: Strategy) -> Filling:
-    """Every crop sees the untouched picture; where crops overlap, the later one stays."""
+    """Every crop sees the untouched picture; where crops overlap, the later one stays. Raises `InvalidParameter` for a
+    mask of so many holes that it cannot be meant."""
     boxes = [grow(box, how.margin, hole.shape) for box in holes(hole)]
+    if sum(box.pixels for box in boxes) > MOST:
+        raise InvalidParameter(
+            f"the mask has {len(boxes):,} holes, too many to crop the image around each; send a mask with fewer, or "
+            "the hd_strategy Original or Resize",
+            parameter="mask",
+        )
     result = image.copy()
-    if not boxes:
-        return result
-    pieces = [Piece(image[t:b, left:r], hole[t:b, left:r]) for left, t, r, b in boxes]
-    fillings = yield from _padded(pieces, how.pad)
-    for box, piece, filling in zip(boxes, pieces, fillings, strict=True):
-        place = result[box.top : box.bottom, box.left : box.right]
-        place[:] = _kept(filling, piece.image, piece.mask) if how.keep else filling
+    for some in _in_turns(boxes):
+        pieces = [Piece(image[t:b, left:r], hole[t:b, left:r]) for left, t, r, b in some]
+        fillings = yield from _padded(pieces, how.pad)
+        for box, piece, filling in zip(some, pieces, fillings, strict=True):
+            place = result[box.top : box.bottom, box.left : box.right]
+            place[:] = _kept(filling, piece.image, piece.mask) if how.keep else filling
     return result
+
+
+def _in_turns(boxes: list[Box]) -> Iterator[list[Box]]:
+    """The boxes in their order: always one, and as many after it as `AT_ONCE` allows."""
+    turn: list[Box] = []
+    pixels = 0
+    for box in boxes:
+        if turn and pixels + box.pixels > AT_ONCE:
+            yield turn
+            turn, pixels = [], 0
+        turn.append(box)
+        pixels += box.pixels
+    if turn:
+        yield turn
 
 
 def _resize(image: np.ndarray, hole: np.ndarray, how: Strategy) -> Filling:

@@ -227,6 +227,7 @@ MULTIPART = {
     "many part headers": (None, part("model", b"echo", *["X-Many: 1"] * 1000)),
     "a part without a name": (None, b"--B\r\nContent-Disposition: form-data\r\n\r\nx\r\n--B--\r\n"),
     "a part without headers": (None, b"--B\r\n\r\nx\r\n--B--\r\n"),
+    "a charset that is none": ("multipart/form-data; boundary=B; charset=undefined", GOOD + b"--B--\r\n"),
     "garbage": (None, b"\x00\xff" * 100),
     "nothing": (None, b""),
     "the model twice": (None, part("model", b"echo") + GOOD + b"--B--\r\n"),

@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from api.iopaint_schema import InpaintRequest
 from core.errors import ModelFailed
+from core.request import OutputFormat, Priority
 from tests.pure.dialect_kit import KEY, OTHER_KEY, keys_file, until
 from tests.pure.image_kit import chunk, exif, insert_after_header, save
 from tests.pure.iopaint_kit import IMAGE, MASK, inpaint, page_body, painted, png, refusal, text, url, world
+from workers.messages import JobProgress
 
 
 async def test_the_page_s_own_body_is_taken_with_its_misspelt_names(tmp_path: Path) -> None:
@@ -44,7 +47,9 @@ async def test_the_seed_that_was_used_is_told(tmp_path: Path) -> None:
     async with world(tmp_path) as server:
         default, given, drawn = [await inpaint(server, **more) for more in ({}, {"sd_seed": 7}, {"sd_seed": -1})]
         seeds = [item.params["seed"] for item in server.ran]
+        more = {(await inpaint(server, sd_seed=-1)).headers["x-seed"] for _ in range(3)}
     assert seeds == [42, 7, int(drawn.headers["x-seed"])]
+    assert len(more) > 1
     assert (default.headers["x-seed"], given.headers["x-seed"]) == ("42", "7")
 
 
@@ -55,7 +60,7 @@ async def test_the_answer_is_of_the_image_s_own_kind_and_full_quality(tmp_path: 
         answer = await inpaint(server, image=url(image, "image/whatever"))
         (item,) = server.ran
     assert answer.headers["content-type"] == f"image/{kind}"
-    assert (item.format.format, item.format.quality, item.format.keep_metadata) == (kind, 100, True)
+    assert item.format == OutputFormat(kind, 100, keep_metadata=True, subsampling="420")  # type: ignore[arg-type]
 
 
 async def test_the_quality_is_a_setting(tmp_path: Path) -> None:
@@ -138,6 +143,43 @@ async def test_numbers_may_come_as_text_and_strange_names_are_ignored(tmp_path: 
         assert answer.status_code == 200 and server.ran[0].params["seed"] == 20
 
 
+@pytest.mark.parametrize("unused", [
+    {"hd_strategy_resize_limit": 0},
+    {"hd_strategy": "Resize", "hd_strategy_crop_margin": -1},
+    {"hd_strategy": "Original", "hd_strategy_resize_limit": -1, "hd_strategy_crop_margin": -1},
+])  # fmt: skip
+async def test_a_number_that_the_strategy_does_not_look_at_may_be_any(tmp_path: Path, unused: dict[str, Any]) -> None:
+    async with world(tmp_path, models=("cv2",)) as server:
+        assert (await inpaint(server, **unused)).status_code == 200
+        assert server.ran[0].params["hd_strategy"] == unused.get("hd_strategy", "Crop")
+        used = {"hd_strategy": "Resize", "hd_strategy_resize_limit": 200, "hd_strategy_crop_trigger_size": 7}
+        await inpaint(server, **used)
+        await inpaint(server, **used | {"hd_strategy": "Crop"})
+        limits = [item.params["hd_strategy_resize_limit"] for item in server.ran[1:]]
+        assert (limits, server.ran[2].params["hd_strategy_crop_trigger_size"]) == ([200, 1280], 7)
+
+
+async def test_a_number_of_steps_beyond_measure_hurts_nobody(tmp_path: Path) -> None:
+    async with world(tmp_path, workers=("cpu:0",)) as server:
+        server.pool.hold()
+        waiting = asyncio.create_task(inpaint(server, sd_steps=10**400))
+        await server.until_ran()
+        server.pool.say("cpu:0", JobProgress(server.ran[0].job, 0.5))
+        server.pool.release()
+        assert (await waiting).status_code == 200
+
+
+def test_of_features_that_exclude_each_other_one_wins() -> None:
+    both = InpaintRequest(
+        use_extender=True, sd_strength=0.5, enable_controlnet=True, enable_brushnet=True, sd_lcm_lora=True
+    )
+    assert (both.sd_strength, both.controlnet_conditioning_scale) == (1.0, 0.0)
+    assert not both.enable_controlnet and not both.sd_lcm_lora
+    alone = InpaintRequest(sd_strength=0.5, enable_controlnet=True, sd_lcm_lora=True)
+    assert (alone.sd_strength, alone.controlnet_conditioning_scale) == (0.5, 0.4)
+    assert alone.enable_controlnet and alone.sd_lcm_lora
+
+
 async def test_a_full_queue_is_a_503_that_says_when_to_come_again(tmp_path: Path) -> None:
     async with world(tmp_path, queue_jobs=1) as server:
         server.pool.hold()
@@ -195,6 +237,11 @@ async def test_switching_the_model_counts_for_later_requests_only(tmp_path: Path
     assert sorted(models) == ["cv2", "inpaint"]
 
 
+async def test_a_body_that_is_to_hold_a_name_is_not_read_for_long(tmp_path: Path) -> None:
+    async with world(tmp_path) as server:
+        refusal(await server.client.post("/api/v1/model", json={"name": "x" * 100_000}), 413)
+
+
 @pytest.mark.parametrize("name", ["sd-inpaint", "../lama", "background_remove", "mask_tools", ""])
 async def test_a_wrong_model_name_changes_nothing(tmp_path: Path, name: str) -> None:
     async with world(tmp_path) as server:
@@ -210,6 +257,25 @@ async def test_each_tenant_has_its_own_model(tmp_path: Path) -> None:
         names = [(await server.client.get("/api/v1/model", headers=who)).json()["name"] for who in (ours, theirs)]
         assert names == ["cv2", "inpaint"]
         refusal(await server.client.get("/api/v1/model"), 401)
+
+
+async def test_a_job_is_its_caller_s_and_lives_no_longer_than_a_request(tmp_path: Path) -> None:
+    keys = keys_file(tmp_path, tier="enterprise", priority="paid")
+    async with world(tmp_path, keys_file=keys, request_timeout=77.0) as server:
+        server.pool.hold()
+        waiting = asyncio.create_task(inpaint(server, {"x-api-key": KEY}))
+        await server.until_ran()
+        (live,) = server.engine.register.live.values()
+        asked = live.job.request
+        server.pool.release()
+        assert (await waiting).status_code == 200
+    assert (asked.tenant, asked.priority, asked.deadline, asked.durable) == ("acme", Priority.PAID, 77.0, False)
+
+
+async def test_a_body_that_the_queue_never_holds_is_refused_by_its_announced_length(tmp_path: Path) -> None:
+    async with world(tmp_path, queue_bytes=1 << 20) as server:
+        told = refusal(await inpaint(server, prompt="x" * (1 << 20)), 413)
+        assert "queues" in told["errors"] and not server.ran
 
 
 async def test_a_server_without_inpainting_models_says_so(tmp_path: Path) -> None:
@@ -292,6 +358,25 @@ async def test_a_compressed_prompt_cannot_be_a_bomb(tmp_path: Path) -> None:
         refusal(await server.client.post("/api/v1/gen-info", files={"file": ("a.png", b"no image")}), 400)
 
 
+async def test_the_bound_on_pixels_is_the_server_s_in_every_route(tmp_path: Path) -> None:
+    file = tmp_path / "large.png"
+    file.write_bytes(png(6000, 5000))
+    async with world(tmp_path, max_pixels=30_000_000, iopaint_input=file) as server:
+        for path in ("gen-info", "save_image"):
+            answer = await server.client.post(f"/api/v1/{path}", files={"file": ("a.png", file.read_bytes())})
+            assert answer.status_code == 200
+        assert (await server.client.get("/api/v1/inputimage")).status_code == 200
+
+
+async def test_a_file_has_the_bound_of_its_sender(tmp_path: Path) -> None:
+    keys = keys_file(tmp_path, tier="small")
+    async with world(tmp_path, keys_file=keys, tiers={"small": {"max_file": 1 << 10}}) as server:
+        for path in ("gen-info", "save_image"):
+            file = {"file": ("a.png", insert_after_header(IMAGE, chunk(b"teXt", bytes(2 << 20))))}
+            answer = await server.client.post(f"/api/v1/{path}", files=file, headers={"x-api-key": KEY})
+            assert refusal(answer, 413)["error"] == "TooLarge"
+
+
 async def test_an_image_is_saved_under_its_own_name(tmp_path: Path) -> None:
     async with world(tmp_path) as server:
         for data in (MASK, IMAGE):
@@ -320,6 +405,23 @@ async def test_what_is_no_image_or_has_no_proper_name_is_not_saved(
     async with world(tmp_path) as server:
         refusal(await server.client.post("/api/v1/save_image", files={"file": (name, data)}), status)
     assert not (tmp_path / "outputs" / "saved").exists()
+
+
+async def test_each_tenant_saves_into_its_own_folder(tmp_path: Path) -> None:
+    async with world(tmp_path, keys_file=keys_file(tmp_path, tier="enterprise")) as server:
+        for key, image in ((KEY, IMAGE), (OTHER_KEY, MASK)):
+            file = {"file": ("a.png", image)}
+            answer = await server.client.post("/api/v1/save_image", files=file, headers={"x-api-key": key})
+            assert answer.status_code == 200
+    saved = tmp_path / "outputs" / "saved"
+    assert [(saved / f"of-{tenant}" / "a.png").read_bytes() for tenant in ("acme", "zenith")] == [IMAGE, MASK]
+
+
+async def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    form = b"--b\r\nContent-Disposition: form-data; name=file; filename=\"\\ud800.png\"\r\n\r\n%b\r\n--b--\r\n" % IMAGE
+    kind = {"content-type": "multipart/form-data; boundary=b; charset=unicode_escape"}
+    async with world(tmp_path) as server:
+        refusal(await server.client.post("/api/v1/save_image", content=form, headers=kind), 400)
 
 
 async def test_saving_has_a_bound_and_can_be_turned_off(tmp_path: Path) -> None:

@@ -34,10 +34,29 @@ async def test_every_way_of_writing_base64_is_read(text: str) -> None:
     assert await decode(text, "image") == DATA
 
 
-@pytest.mark.parametrize("text", ["A", "AAAAA", "data:image/png,abcd", "data:text/html;base64,abcd", "data:image/png"])
+@pytest.mark.parametrize("text", [
+    "A", "AAAAA", "data:image/png,abcd", "data:text/html;base64,abcd", "data:image/png",
+    f"data:image/png;{'x' * 300};base64,abcd",
+])  # fmt: skip
 async def test_what_is_no_base64_is_refused(text: str) -> None:
     with pytest.raises(InvalidImage, match="mask"):
         await decode(text, "mask")
+
+
+async def test_a_long_text_is_decoded_in_pieces_even_when_it_must_be_cleaned_first() -> None:
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    data = bytes(12 * PIECE)
+    task = asyncio.create_task(others())
+    assert await decode(base64.encodebytes(data).decode(), "image") == data
+    task.cancel()
+    assert turns > 2 * len(data) // PIECE * 4 // 3, "once to clean, once to decode"
 
 
 @given(st.binary(max_size=200), st.integers(-2, 2))

@@ -37,6 +37,7 @@ async def test_the_page_is_served_with_its_assets_where_it_looks_for_them(tmp_pa
             page = await server.client.get(path)
             assert page.text == (installed / "index.html").read_text()
             assert page.headers["content-type"].startswith("text/html")
+        assert (await server.client.get("/iopaint/favicon.ico")).content == b"icon"
         script = await server.client.get("/assets/index-abc.js")
         assert script.text == "let a;" and "javascript" in script.headers["content-type"]
         assert "immutable" in script.headers["cache-control"]

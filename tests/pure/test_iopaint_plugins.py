@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.pure.dialect_kit import Server
+from tests.pure.dialect_kit import Server, png
 from tests.pure.iopaint_kit import IMAGE, MASK, painted, refusal, text, url, world
 
 
@@ -48,6 +48,7 @@ async def test_remove_bg_gives_the_cut_out_or_its_mask(tmp_path: Path) -> None:
         image = await plugin(server, "image", name="RemoveBG")
         mask = await plugin(server, "mask", name="RemoveBG", clicks=[[1, 2, 1, 0]])
         models = ran(server)
+        assert server.ran[0].format.keep_metadata
     assert [answer.headers["content-type"] for answer in (image, mask)] == ["image/png"] * 2
     assert [model for model, _ in models] == ["background_remove", "background_remove", "mask_tools"]
     assert [params["output"] for _, params in models[:2]] == ["rgba", "mask"] and models[2][1]["operate"] == "brush"
@@ -72,6 +73,21 @@ async def test_a_plugin_that_is_not_there_is_told_in_iopaint_s_words(tmp_path: P
     assert crooked.status_code == 422
 
 
+async def test_without_the_mask_tool_no_masks_are_offered(tmp_path: Path) -> None:
+    async with world(tmp_path, models=("background_remove",)) as server:
+        (told,) = (await server.client.get("/api/v1/server-config")).json()["plugins"]
+        assert told == {"name": "RemoveBG", "support_gen_image": True, "support_gen_mask": False}
+        refusal(await plugin(server, "mask", name="RemoveBG"), 422)
+        body = {"mask": text(MASK), "operate": "expand"}
+        missing = refusal(await server.client.post("/api/v1/adjust_mask", json=body), 404)
+        assert "'mask_tools'" in missing["errors"] and not server.ran
+
+
+async def test_a_found_mask_may_be_as_large_as_an_image(tmp_path: Path) -> None:
+    async with world(tmp_path, max_pixels=30_000_000) as server:
+        assert (await plugin(server, "mask", name="RemoveBG", image=text(png(6000, 5000)))).status_code == 200
+
+
 async def test_a_plugin_s_model_can_be_named_but_there_is_one(tmp_path: Path) -> None:
     async with world(tmp_path) as server:
         for plugin_name, model_name, status in (
@@ -82,3 +98,5 @@ async def test_a_plugin_s_model_can_be_named_but_there_is_one(tmp_path: Path) ->
             assert answer.status_code == status
             if status == 200:
                 assert answer.json() is None
+        body = {"plugin_name": "RemoveBG", "model_name": "x" * 100_000}
+        refusal(await server.client.post("/api/v1/switch_plugin_model", json=body), 413)

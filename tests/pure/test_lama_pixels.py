@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ import pytest
 import torch
 from lama_kit import IOPaint, cv2_forward, item, lama_forward, mask_of, picture, save_network
 
-from core.errors import BadOutput, Cancelled
+from core.errors import BadOutput, Cancelled, InvalidParameter
+from models import hd_strategy
 from models.base import Item, Output
 from models.cv2_inpaint import Cv2Inpaint
-from models.hd_strategy import Box, grow
+from models.hd_strategy import Box, Strategy, fill, grow
 from models.lama import Lama
 
 CPU = torch.device("cpu")
@@ -283,6 +285,31 @@ def test_cv2_takes_mixed_sizes_and_leaves_out_the_cancelled() -> None:
     small.cancelled = lambda: True
     first, second = Cv2Inpaint({}, CPU).run([small, large])
     assert isinstance(first, Cancelled) and isinstance(second, Output) and second.image.shape == (90, 80, 3)
+
+
+def test_many_holes_are_cropped_in_turns_and_have_the_same_bytes(
+    lama: Lama, reference: IOPaint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, mask = picture(203, 301, 1), MANY.copy()
+    mask[::40, ::40] = 255  # their crops overlap
+    given = {"trigger": 200, "margin": 25}
+    monkeypatch.setattr(hd_strategy, "AT_ONCE", 10_000)
+    filling = fill(image, mask, Strategy(**given, pad=1))
+    turns = [next(filling)]
+    with contextlib.suppress(StopIteration):
+        while True:
+            turns.append(filling.send([piece.image for piece in turns[-1]]))
+    assert len(turns) > 10 and max(map(len, turns)) > 1
+    assert all(len(turn) == 1 or sum(piece.mask.size for piece in turn) <= 10_000 for turn in turns)
+    (result,) = images(lama, [item("lama", image, mask, **params(**given))])
+    assert np.array_equal(result, reference(image, mask, **given))
+
+
+def test_a_mask_that_is_noise_is_refused_before_its_crops_fill_the_memory(lama: Lama) -> None:
+    mask = np.zeros((1600, 1600), np.uint8)
+    mask[::8, ::8] = 255
+    with pytest.raises(InvalidParameter, match="40,000 holes"):
+        images(lama, [item("lama", np.zeros((1600, 1600, 3), np.uint8), mask)])
 
 
 # --- crops ----------------------------------------------------------------------------------------------------------
