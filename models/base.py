@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 
-def _ignore(_: float) -> None:
+def _ignore(_: object) -> None:
     pass
 
 
@@ -24,7 +24,8 @@ class Item:
     """One decoded job. `image` is uint8 H x W x 3, RGB, upright; `mask` uint8 H x W (255 = change here) or None;
     `alpha` uint8 H x W or None, the image's own transparency, which the worker puts back onto the result by itself.
     Raw models (`ModelSpec.raw`) get `data`, the encoded bytes, and no pixels. `report(fraction)` tells progress
-    0.0-1.0; `cancelled()` turns true when nobody wants the result any more."""
+    0.0-1.0; `cancelled()` turns true when nobody wants the result any more. `done(result)` may hand the result over, at
+    most once, while others of the batch still run: it is encoded and answered at once."""
 
     params: Mapping[str, Any]
     image: np.ndarray | None = None
@@ -33,6 +34,7 @@ class Item:
     data: memoryview | None = None
     report: Callable[[float], None] = _ignore
     cancelled: Callable[[], bool] = _never
+    done: Callable[[Output | Exception], None] = _ignore
 
 
 @dataclass(slots=True)
@@ -60,8 +62,9 @@ class Adapter(ABC):
 
     @abstractmethod
     def run(self, items: Sequence[Item]) -> Sequence[Output | Exception]:
-        """Outputs in the items' order; an exception in place of one fails that item alone. All items are of one group:
-        of one image size, unless the model's spec says `mixed_sizes`; their parameters may differ.
+        """Outputs in the items' order, also of those already handed over (`Item.done`); an exception in place of one
+        fails that item alone. All items are of one group: of one image size, unless the model's spec says
+        `mixed_sizes`; their parameters may differ.
 
         An item's result must not depend on its companions. Raises `torch.cuda.OutOfMemoryError` (or MemoryError) when
         the batch does not fit; any other exception makes the worker run each item alone to find the guilty one."""
