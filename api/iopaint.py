@@ -13,7 +13,7 @@ from typing import Any
 from fastapi import APIRouter, Request, UploadFile
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-from api import iopaint_events, iopaint_page, iopaint_plugins
+from api import iopaint_events, iopaint_page, iopaint_plugins, iopaint_sockets
 from api.auth import caller
 from api.dialect import UploadRoute
 from api.errors import HttpError, ValidationFailed, status_of
@@ -180,6 +180,7 @@ def router(engine: Engine, settings: Settings) -> APIRouter:
     routes.include_router(forms)
     routes.include_router(iopaint_plugins.router(engine, desk))
     routes.include_router(iopaint_events.router(events))
+    routes.include_router(iopaint_sockets.router(events, settings.cors_origins))
     routes.include_router(iopaint_page.router())
     return routes
 
