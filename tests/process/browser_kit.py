@@ -25,8 +25,8 @@ FLAGS = (
 
 
 class Page:
-    """One tab. `requests` are (method, path, status) of everything it asked for, `heard` what its web sockets were told,
-    `errors` what its scripts threw."""
+    """One tab. `requests` are (method, path, status) of everything it asked for, `heard` what its web sockets were
+    told, `errors` what its scripts threw."""
 
     def __init__(self, socket: ClientConnection) -> None:
         self._socket, self._numbers = socket, itertools.count(1)

@@ -36,7 +36,7 @@ PIXELS = {"numpy", "cv2", "PIL", "imagecodecs"}
 IMPURE = {"asyncio", "threading", "multiprocessing", "subprocess", "time", "socket"}
 TOP = ("server.py", "test_concurrency.py", "requirements.txt", "README.md", "workers", "scheduler", "outputs", "tests")
 LONGEST = 500
-OPTIONAL = {"diffusers", "transformers", "safetensors"}  # for models that the operator adds
+OPTIONAL = {"diffusers", "spandrel", "transformers", "safetensors"}  # for models that the operator adds
 
 
 def imports(tree: ast.Module) -> Iterator[tuple[str, int, bool]]:
