@@ -91,10 +91,10 @@ def router(engine: Engine, settings: Settings) -> APIRouter:
     async def inpaint(request: Request) -> Response:
         began = time.perf_counter()
         with desk.visit(request) as permit:
-            body = read(InpaintRequest, await request.body())
+            body = await desk.read(request, InpaintRequest)
             with desk.watch(request):
-                image = await desk.part(request, body.image)
-                mask = as_mask(await desk.part(request, body.mask, "mask"), image)
+                image = await desk.part(request, body.take("image"))
+                mask = as_mask(await desk.part(request, body.take("mask"), "mask"), image)
                 spec = desk.models.of(caller(request).tenant)
                 as_text = wants_text(request)
                 output = OutputFormat(
