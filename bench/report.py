@@ -20,7 +20,7 @@ from bench.common import RESULTS
 from bench.servers import ROOT
 
 PAGE = ROOT / "docs" / "performance.md"
-ORDER = ("overhead", "image", "scheduler", "hot_path", "recovery", "idle", "memory")
+ORDER = ("overhead", "image", "inpaint", "scheduler", "hot_path", "recovery", "idle", "memory")
 Result = Mapping[str, Any]
 
 
