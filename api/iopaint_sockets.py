@@ -25,15 +25,12 @@ def router(events: Events, origins: Sequence[str]) -> APIRouter:
 
     @routes.websocket("/socket.io/")
     async def listen(socket: WebSocket) -> None:
-        query = socket.query_params
-        session = None
-        if query.get("EIO") == "4" and query.get("transport") == "websocket" and _welcome(socket, origins):
-            session = events.find(socket) if "sid" in query else events.open(socket)
-        if session is None or session.moved:
+        session = _session(socket, events) if _welcome(socket, origins) else None
+        if session is None:
             await socket.close()  # before it is accepted: a 403
             return
         try:
-            if "sid" in query:
+            if "sid" in socket.query_params:
                 await _move(socket, session, events)
             else:
                 await _begin(socket, session)
@@ -53,6 +50,17 @@ def _welcome(socket: WebSocket, origins: Sequence[str]) -> bool:
     if origin is None or origin in origins or "*" in origins:
         return True
     return urlsplit(origin).netloc == socket.headers.get("host")
+
+
+def _session(socket: WebSocket, events: Events) -> Session | None:
+    """The session that is to go on here, or a new one; None for what is not understood."""
+    query = socket.query_params
+    if query.get("EIO") != "4" or query.get("transport") != "websocket":
+        return None
+    if "sid" not in query:
+        return events.open(socket)
+    found = events.find(socket)
+    return None if found is None or found.moved else found
 
 
 async def _begin(socket: WebSocket, session: Session) -> None:

@@ -46,6 +46,7 @@ STOCK, NO_GC = "IOPaint", "IOPaint, no gc"
 COLOURS = {STOCK: "#30638e", NO_GC: "#9fb4c7", OURS: "#d1495b"}
 PACKAGES = ("torch", "numpy", "pillow", "opencv-python-headless", "orjson", "pydantic")
 REQUESTS = {1: (8, 30), 6: (18, 90), 64: (64, 256)}  # by connections: of IOPaint's, of ours, which is quicker
+STAGES = ("decode", "compute", "encode")
 WARM = 8  # requests that are not counted
 ALONE = 2.0  # seconds for which the network alone is measured
 JSON = "application/json"
@@ -84,6 +85,7 @@ class Measured(NamedTuple):
 
 
 Found = dict[str, dict[str, list[Measured]]]  # by "picture, connections" and server, a measurement per round
+Spent = dict[str, dict[str, list[float]]]  # by picture and stage, milliseconds of one request of ours, alone, per round
 
 
 def small() -> Case:
@@ -229,7 +231,29 @@ def weights(width: int, blocks: int) -> Iterator[tuple[Path, int]]:
         yield Path(folder), lama_net.save(place / "big-lama.pt", width, blocks)
 
 
-def one_round(found: Found, cases: Mapping[str, Case], given: Any, cache: Path, step: Callable[[str], None]) -> None:
+def in_stages(server: Server) -> dict[str, float]:
+    """Ours only: seconds that its workers have spent in each stage so far."""
+    lines = server.get("/metrics").decode().splitlines()
+    return {
+        stage: sum(float(line.split()[-1]) for line in lines if line.startswith(f"imagepool_job_{stage}_seconds_sum"))
+        for stage in STAGES
+    }
+
+
+def spend(spent: Spent, picture: str, server: Server, load: Callable[[], Measured], count: int) -> Measured:
+    """Our server under one connection; where the time of a request goes is noted."""
+    before = in_stages(server)
+    measured, after = load(), in_stages(server)
+    told = {stage: (after[stage] - before[stage]) * 1e3 / count for stage in STAGES}
+    told |= {"the network alone": measured.network_ms, "CPU of all": measured.cpu_ms}
+    for stage, milliseconds in told.items():
+        spent.setdefault(picture, {}).setdefault(stage, []).append(milliseconds)
+    return measured
+
+
+def one_round(
+    found: Found, spent: Spent, cases: Mapping[str, Case], given: Any, cache: Path, step: Callable[[str], None]
+) -> None:
     """Every server once, with every picture and every number of connections."""
     file = cache / "torch" / "hub" / "checkpoints" / "big-lama.pt"
     networks = {picture: alone(file, case) for picture, case in cases.items()}
@@ -241,7 +265,9 @@ def one_round(found: Found, cases: Mapping[str, Case], given: Any, cache: Path, 
                 step(f"{name}, {picture}: {digest}")
                 for count in given.connections:
                     requests = max(count, REQUESTS[count][name == OURS] // (4 if given.quick else 1))
-                    measured = measure(server, case, count, requests, networks[picture])
+                    load = partial(measure, server, case, count, requests, networks[picture])
+                    ours_alone = name == OURS and count == 1
+                    measured = spend(spent, picture, server, load, requests + 1) if ours_alone else load()
                     found.setdefault(key(picture, count), {}).setdefault(name, []).append(measured)
 
 
@@ -298,6 +324,13 @@ def tables(found: Found) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
+def stages(spent: Spent) -> dict[str, Any]:
+    """Where our server's milliseconds go. What is no stage of a worker is the master's: HTTP, JSON, base64."""
+    names = list(next(iter(spent.values())))
+    rows = ([picture, *(show(spread(told[name]), "{:.1f}") for name in names)] for picture, told in spent.items())
+    return table("One request of ours alone, ms", ["picture", *names], rows)
+
+
 def draw(found: Found) -> None:
     figure, axes = plot().subplots(2, len(found), figsize=(2.6 * len(found), 5.2), layout="constrained", squeeze=False)
     for column, (case, told) in zip(axes.T, found.items(), strict=True):
@@ -313,12 +346,15 @@ def draw(found: Found) -> None:
     save(figure, "inpaint")
 
 
-def earlier() -> Found:
+def earlier() -> tuple[Found, Spent]:
     """What was measured the last time."""
     file = RESULTS / "inpaint.json"
-    told = json.loads(file.read_text(encoding="utf-8"))["rounds"] if file.exists() else {}
-    return {case: {name: [Measured(*one) for one in rounds] for name, rounds in by_name.items()}
-            for case, by_name in told.items()}  # fmt: skip
+    told = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"rounds": {}}
+    found = {
+        case: {name: [Measured(*one) for one in rounds] for name, rounds in by_name.items()}
+        for case, by_name in told["rounds"].items()
+    }
+    return found, told.get("stages", {})
 
 
 def main() -> None:
@@ -330,20 +366,21 @@ def main() -> None:
     arguments.add_argument("--blocks", type=int, default=1, help="residual blocks of the network [1]")
     arguments.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     given = arguments.parse_args()
-    facts, found = machine_facts(PACKAGES), earlier() if given.add else {}
+    facts, (found, spent) = machine_facts(PACKAGES), earlier() if given.add else ({}, {})
     cases = {picture: PICTURES[picture]() for picture in given.pictures}
     rounds = 1 if given.quick else given.runs
     with weights(given.width, given.blocks) as (cache, size), Progress(refresh_per_second=1) as progress:
         task = progress.add_task("", total=rounds * len(COLOURS) * len(cases))
+        step = lambda told: progress.update(task, description=told, advance=1)  # noqa: E731
         for _ in range(rounds):
-            one_round(found, cases, given, cache, lambda told: progress.update(task, description=told, advance=1))
-    reached, shown = goals(found), tables(found)
+            one_round(found, spent, cases, given, cache, step)
+    reached, shown = goals(found), [*tables(found), *([stages(spent)] if spent else [])]
     print_tables(shown, reached)
     most = max(len(one) for told in found.values() for one in told.values())
     write_result("inpaint", facts, {
         "about": f"W3: IOPaint's /api/v1/inpaint with the same TorchScript network ({size:,} weights) on both",
         "runs": most, "requests": REQUESTS, "peers": {STOCK: "iopaint==1.6.0"}, "goals": reached, "tables": shown,
-        "rounds": found,
+        "rounds": found, "stages": spent,
     })  # fmt: skip
     draw(found)
 
