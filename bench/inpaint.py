@@ -8,7 +8,7 @@ requests. CPU is that of all of a server's processes; what the network alone tak
 round, taken out of it and shown apart. `--add` puts the rounds to those of the last time. Writes
 bench/results/inpaint.json and inpaint.png.
 
-`--width 64 --blocks 18` make the network as large as LaMa's, `--device cuda` asks both servers to run it there.
+`--width 64 --blocks 18` make the network as large as LaMa's. On CPUs only: no GPU is asked for.
 """
 
 from __future__ import annotations
@@ -210,14 +210,13 @@ def prove(name: str, found: np.ndarray, case: Case, before: dict[str, np.ndarray
     return hashlib.sha256(found.tobytes()).hexdigest()[:16]
 
 
-def servers(cache: Path, device: str) -> dict[str, Callable[[], AbstractContextManager[Server]]]:
+def servers(cache: Path) -> dict[str, Callable[[], AbstractContextManager[Server]]]:
     """How to start each. All find the weights where IOPaint keeps them."""
     home = {"XDG_CACHE_HOME": str(cache)}
-    theirs = {**home, "BENCH_DEVICE": device}
-    devices = f"cpu:{psutil.cpu_count()}" if device == "cpu" else device
+    devices = f"cpu:{psutil.cpu_count()}"
     return {
-        STOCK: partial(peer, IOPAINT, "inpaint", theirs),
-        NO_GC: partial(peer, IOPAINT, "inpaint-no-gc", theirs),
+        STOCK: partial(peer, IOPAINT, "inpaint", home),
+        NO_GC: partial(peer, IOPAINT, "inpaint-no-gc", home),
         OURS: partial(ours, models="models/repository", offer="lama", path=IOPAINT.path, devices=devices, environ=home),
     }
 
@@ -258,7 +257,7 @@ def one_round(
     file = cache / "torch" / "hub" / "checkpoints" / "big-lama.pt"
     networks = {picture: alone(file, case) for picture, case in cases.items()}
     shown: dict[str, dict[str, np.ndarray]] = {picture: {} for picture in cases}
-    for name, start in servers(cache, given.device).items():
+    for name, start in servers(cache).items():
         with start() as server:
             for picture, case in cases.items():
                 digest = prove(name, answer(server, case), case, shown[picture])
@@ -364,7 +363,6 @@ def main() -> None:
     arguments.add_argument("--connections", type=int, nargs="+", choices=REQUESTS, default=list(REQUESTS))
     arguments.add_argument("--width", type=int, default=4, help="channels of the network's first layer [4]")
     arguments.add_argument("--blocks", type=int, default=1, help="residual blocks of the network [1]")
-    arguments.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     given = arguments.parse_args()
     facts, (found, spent) = machine_facts(PACKAGES), earlier() if given.add else ({}, {})
     cases = {picture: PICTURES[picture]() for picture in given.pictures}

@@ -2,7 +2,7 @@
 
     python -m bench.peers.iopaint_server
 
-BENCH_PORT is its port, BENCH_DEVICE its device; BENCH_WORK=inpaint-no-gc leaves out the full garbage collection that it
+BENCH_PORT is its port; BENCH_WORK=inpaint-no-gc leaves out the full garbage collection that it
 does after every request, and nothing else. It imports torchvision for plugins that are not used here; so that none has
 to be fetched that fits this torch, empty modules stand in for it.
 """
@@ -54,8 +54,7 @@ def main() -> None:
 
     if os.environ["BENCH_WORK"] == "inpaint-no-gc":
         iopaint.api.torch_gc = lambda: None
-    device = os.environ.get("BENCH_DEVICE", "cpu")
-    sys.argv = ["iopaint", "start", "--model", "lama", "--device", device, "--port", os.environ["BENCH_PORT"]]
+    sys.argv = ["iopaint", "start", "--model", "lama", "--device", "cpu", "--port", os.environ["BENCH_PORT"]]
     iopaint.entry_point()
 
 
