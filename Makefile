@@ -7,7 +7,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 RUN    := $(VENV)/.installed
 DEV    := $(VENV)/.installed-dev
-BENCHES = codecs scheduler diffusion hub overhead image hot_path recovery idle memory report
+BENCHES = codecs scheduler diffusion hub overhead image inpaint hot_path recovery idle memory report
 
 .PHONY: serve test lint bench doctor clean
 .DELETE_ON_ERROR:
@@ -41,6 +41,7 @@ $(RUN): requirements.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 
-$(DEV): requirements-dev.txt requirements.txt | $(BIN)/python
+$(DEV): requirements-dev.txt requirements-bare.txt requirements.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-bare.txt
 	touch $@ $(RUN)

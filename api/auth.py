@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from starlette.requests import Request
+from starlette.requests import HTTPConnection
 
 from core.errors import InvalidParameter, Unauthorised
 from core.request import Priority
@@ -58,7 +58,7 @@ class Caller:
 ANONYMOUS = Caller()
 
 
-def caller(request: Request) -> Caller:
+def caller(request: HTTPConnection) -> Caller:
     """The caller that the door found for this request."""
     found: Caller = request.scope.get("caller", ANONYMOUS)
     return found

@@ -13,7 +13,7 @@ from typing import Any
 from fastapi import APIRouter, Request, UploadFile
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-from api import iopaint_events, iopaint_page, iopaint_plugins
+from api import iopaint_events, iopaint_page, iopaint_plugins, iopaint_sockets
 from api.auth import caller
 from api.dialect import UploadRoute
 from api.errors import HttpError, ValidationFailed, status_of
@@ -92,10 +92,10 @@ def router(engine: Engine, settings: Settings) -> APIRouter:
     async def inpaint(request: Request) -> Response:
         began = time.perf_counter()
         with desk.visit(request) as permit:
-            body = read(InpaintRequest, await request.body())
+            body = await desk.read(request, InpaintRequest)
             with desk.watch(request):
-                image = await desk.part(request, body.image)
-                mask = as_mask(await desk.part(request, body.mask, "mask"), image)
+                image = await desk.part(request, body.take("image"))
+                mask = as_mask(await desk.part(request, body.take("mask"), "mask"), image)
                 spec = desk.models.of(caller(request).tenant)
                 as_text = wants_text(request)
                 output = OutputFormat(
@@ -182,6 +182,7 @@ def router(engine: Engine, settings: Settings) -> APIRouter:
     routes.include_router(forms)
     routes.include_router(iopaint_plugins.router(engine, desk))
     routes.include_router(iopaint_events.router(events))
+    routes.include_router(iopaint_sockets.router(events, settings.cors_origins))
     routes.include_router(iopaint_page.router())
     return routes
 

@@ -11,6 +11,7 @@ from starlette.requests import Request
 from api.auth import Caller, caller
 from api.images import read_image
 from api.iopaint_images import read_part
+from api.iopaint_schema import Body, read
 from api.limits import content_length, file_limit
 from api.run import Watch
 from core.errors import TooLarge, UnknownModel
@@ -69,6 +70,10 @@ class Desk:
         length = content_length(dict(request.scope["headers"]))
         with self._engine.admit(length or self._settings.max_body, caller(request).tenant) as permit:
             yield permit
+
+    async def read(self, request: Request, kind: type[Body]) -> Body:
+        """The request's JSON. Its text is not kept: it is large, and a job may wait. Raises `ValidationFailed`."""
+        return read(kind, b"".join([chunk async for chunk in request.stream()]))
 
     def watch(self, request: Request) -> Watch:
         """While it is open, a client that goes away cancels what is done for it. The body must have been read."""

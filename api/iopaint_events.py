@@ -1,9 +1,9 @@
-"""The events that IOPaint's page listens to: Socket.IO 5 over Engine.IO 4, by long polling.
+"""The events that IOPaint's page listens to: Socket.IO 5 over Engine.IO 4, by long polling here and by web sockets in
+`iopaint_sockets.py`.
 
 `diffusion_progress {"step"}` and `diffusion_finish` go from the server to the page, to that one whose request they are
 about: a handshake sets a cookie, which the browser sends with its requests, too. What a request without it (a script's)
-causes is told to the pages at its address. (IOPaint tells everybody everything.) Web sockets are not offered; clients
-of the protocol then stay with polling.
+causes is told to the pages at its address. (IOPaint tells everybody everything.)
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 import orjson
 from fastapi import APIRouter, Request
+from starlette.requests import HTTPConnection
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from api.auth import caller
@@ -39,18 +40,29 @@ FAULTS = {
 @dataclass(slots=True)
 class Session:
     """One open page. `browser` is its cookie, `peer` the address it comes from. `turn` counts its polls: only the last
-    one is answered with packets."""
+    one is answered with packets. `moving`: from polling to a web socket, `moved`: it has done so."""
 
     id: str
     browser: str
     peer: str
     tenant: str
     seen: float
+    ping_at: float
     packets: deque[str] = field(default_factory=lambda: deque(maxlen=KEPT))
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     connected: bool = False
     closed: bool = False
+    moving: bool = False
+    moved: bool = False
     turn: int = 0
+
+    def opening(self, *upgrades: str) -> str:
+        """The first packet: what the page needs to know, and to which other transports it may change."""
+        told = {
+            "sid": self.id, "upgrades": upgrades, "pingInterval": int(PING_EVERY * 1000),
+            "pingTimeout": int(PING_TIMEOUT * 1000), "maxPayload": MAX_PAYLOAD,
+        }  # fmt: skip
+        return "0" + orjson.dumps(told).decode()
 
     def send(self, packet: str) -> None:
         """Queue a packet for the next poll."""
@@ -75,7 +87,7 @@ class Events:
     def __len__(self) -> int:
         return len(self._sessions)
 
-    def emit(self, request: Request, event: str, *data: object) -> None:
+    def emit(self, request: HTTPConnection, event: str, *data: object) -> None:
         """Send an event to the pages of whoever made this request."""
         packet = f"42{orjson.dumps([event, *data]).decode()}"
         browser, peer, tenant = request.cookies.get(COOKIE), peer_of(request), caller(request).tenant
@@ -84,19 +96,21 @@ class Events:
             if session.connected and session.tenant == tenant and same:
                 session.send(packet)
 
-    def open(self, request: Request) -> Session:
+    def open(self, request: HTTPConnection) -> Session:
         """A new session; those that nobody polls any more are forgotten."""
         now = self._clock()
         for session in [old for old in self._sessions.values() if now - old.seen > PING_EVERY + PING_TIMEOUT]:
-            self._forget(session)
+            self.forget(session)
         if len(self._sessions) >= MAX_SESSIONS:
-            self._forget(min(self._sessions.values(), key=lambda old: old.seen))
+            self.forget(min(self._sessions.values(), key=lambda old: old.seen))
         browser = request.cookies.get(COOKIE) or secrets.token_urlsafe(16)
-        made = Session(secrets.token_urlsafe(16), browser[:64], peer_of(request), caller(request).tenant, now)
+        made = Session(
+            secrets.token_urlsafe(16), browser[:64], peer_of(request), caller(request).tenant, now, now + PING_EVERY
+        )
         self._sessions[made.id] = made
         return made
 
-    def find(self, request: Request) -> Session | None:
+    def find(self, request: HTTPConnection) -> Session | None:
         """The session that a request names, if it is that caller's."""
         found = self._sessions.get(request.query_params.get("sid", ""))
         if found is None or found.tenant != caller(request).tenant:
@@ -105,7 +119,7 @@ class Events:
         return found
 
     async def poll(self, session: Session) -> str:
-        """What is to be said, as soon as there is something; a ping when there is nothing for long."""
+        """What is to be said, as soon as there is something; now and then a ping."""
         session.turn += 1
         turn = session.turn
         session.changed.set()  # a poll that still waits ends
@@ -113,17 +127,26 @@ class Events:
             session.changed.clear()
             changed = asyncio.ensure_future(session.changed.wait())
             try:
-                await asyncio.wait({changed, self._engine.leaving}, timeout=PING_EVERY,
+                await asyncio.wait({changed, self._engine.leaving}, timeout=max(0.0, session.ping_at - self._clock()),
                                    return_when=asyncio.FIRST_COMPLETED)  # fmt: skip
             finally:
                 changed.cancel()
-        session.seen = self._clock()
+        session.seen = now = self._clock()
         if session.closed or self._engine.draining:
-            self._forget(session)
+            self.forget(session)
             return "1"
         if turn != session.turn:
             return "6"
-        return session.take() or "2"
+        if now >= session.ping_at:  # also a page that hears much must be pinged
+            session.ping_at = now + PING_EVERY
+            session.packets.append("2")
+        return session.take() or "6"
+
+    def end_polling(self, session: Session) -> None:
+        """Until the page has moved to its web socket: a poll that waits ends, and so does every other."""
+        session.moving = True
+        session.turn += 1
+        session.changed.set()
 
     def receive(self, session: Session, payload: str) -> None:
         """What the page says: it connects, answers a ping or leaves; events of its own mean nothing here."""
@@ -137,15 +160,16 @@ class Events:
             elif packet.startswith("41"):
                 session.connected = False
             elif packet.startswith("1"):
-                self._forget(session)
+                self.forget(session)
 
-    def _forget(self, session: Session) -> None:
+    def forget(self, session: Session) -> None:
+        """It is over; whoever waits for its packets hears so."""
         session.closed = True
         session.changed.set()
         self._sessions.pop(session.id, None)
 
 
-def peer_of(request: Request) -> str:
+def peer_of(request: HTTPConnection) -> str:
     """The address a request comes from."""
     return request.client.host if request.client else ""
 
@@ -160,16 +184,16 @@ def router(events: Events) -> APIRouter:
             return fault
         if "sid" not in request.query_params:
             made = events.open(request)
-            told = {
-                "sid": made.id, "upgrades": [], "pingInterval": int(PING_EVERY * 1000),
-                "pingTimeout": int(PING_TIMEOUT * 1000), "maxPayload": MAX_PAYLOAD,
-            }  # fmt: skip
-            answer = _payload("0" + orjson.dumps(told).decode())
+            answer = _payload(made.opening("websocket"))
             answer.set_cookie(COOKIE, made.browser, httponly=True, samesite="lax")
             return answer
         session = events.find(request)
         if session is None:
             return _refusal(1)
+        if session.moved:
+            return _refusal(3)
+        if session.moving:
+            return _payload("6")
         await request.body()  # there is none, but a watch begins behind it
         with Watch(request.scope, request.receive):
             return _payload(await events.poll(session))

@@ -84,7 +84,7 @@ def router(engine: Engine, desk: Desk) -> APIRouter:
     @routes.post("/api/v1/adjust_mask", **described(AdjustMask, "adjust_mask", "Grow, shrink or reverse a mask"))
     async def adjust_mask(request: Request) -> Response:
         with desk.visit(request) as permit:
-            body = read(AdjustMask, await request.body())
+            body = await desk.read(request, AdjustMask)
             with desk.watch(request):
                 mask = await desk.part(request, body.mask, "mask")
                 return await tool(request, mask, body.operate, body.kernel_size, permit)
@@ -92,7 +92,7 @@ def router(engine: Engine, desk: Desk) -> APIRouter:
     @routes.post("/api/v1/run_plugin_gen_mask", **described(RunPlugin, "run_plugin_gen_mask", "Mask what it finds"))
     async def gen_mask(request: Request) -> Response:
         with desk.visit(request) as permit:
-            body = read(RunPlugin, await request.body())
+            body = await desk.read(request, RunPlugin)
             plugin = find(body.name, mask=True)
             with desk.watch(request):
                 image = await desk.part(request, body.image)
@@ -102,7 +102,7 @@ def router(engine: Engine, desk: Desk) -> APIRouter:
     @routes.post("/api/v1/run_plugin_gen_image", **described(RunPlugin, "run_plugin_gen_image", "Change an image"))
     async def gen_image(request: Request) -> Response:
         with desk.visit(request) as permit:
-            body = read(RunPlugin, await request.body())
+            body = await desk.read(request, RunPlugin)
             plugin = find(body.name, mask=False)
             with desk.watch(request):
                 image = await desk.part(request, body.image)

@@ -115,6 +115,12 @@ class InpaintRequest(Lenient):
             self.enable_controlnet = self.sd_lcm_lora = False
         return self
 
+    def take(self, name: Literal["image", "mask"]) -> str | None:
+        """The text of an image, which is not kept for longer than it takes to decode it."""
+        text: str | None = getattr(self, name)
+        setattr(self, name, None)
+        return text
+
     def params_for(self, spec: ModelSpec) -> dict[str, Any]:
         """The model's parameters, as they were sent: those that it names as IOPaint does, the seed, and the brightness
         above which a mask is on. What the strategy does not look at is left out: there anything may stand."""

@@ -18,7 +18,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from api.auth import Caller, Keys, presented_key
 from api.errors import RequestTimeout, Wardrobe
 from api.ratelimit import Header, RateLimiter
-from core.errors import BadRequest, ImagePoolError, InternalError, RateLimited, TooLarge, UnsupportedEncoding
+from core.errors import (
+    BadRequest,
+    ImagePoolError,
+    InternalError,
+    RateLimited,
+    TooLarge,
+    Unauthorised,
+    UnsupportedEncoding,
+)
 from core.settings import Settings
 from engine.metrics import Metrics
 
@@ -117,7 +125,12 @@ class Door:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            return await self.app(scope, receive, send)
+            if scope["type"] != "websocket" or self._may_listen(scope):
+                await self.app(scope, receive, send)
+            else:
+                await receive()
+                await send({"type": "websocket.close", "code": 1008, "reason": ""})
+            return
         began = time.perf_counter()
         headers = dict(scope["headers"])
         scope["request_id"] = name = request_id(headers.get(b"x-request-id") or headers.get(b"x-correlation-id"))
@@ -151,6 +164,14 @@ class Door:
             self._metrics.http_in_progress.dec()
             took = time.perf_counter() - began
             self._metrics.http(scope["method"], route(scope), status, took, received=body.size, sent=sent)
+
+    def _may_listen(self, scope: Scope) -> bool:
+        """Whether a web socket is let in. What is said on it is bounded by the protocol."""
+        try:
+            scope["caller"] = self._keys.caller(presented_key(dict(scope["headers"])))
+        except Unauthorised:
+            return False
+        return True
 
     def _enter(self, scope: Scope, headers: dict[bytes, bytes], extra: list[Header]) -> int:
         """Let the request in: the most bytes its body may have. Raises what keeps it out."""

@@ -30,6 +30,8 @@ MAX_LEFT = 8 << 20    # bytes of a body that are still read after the answer was
 MAX_CHUNKS = 4096     # chunks a body may have before their size counts
 MIN_CHUNK = 64        # bytes they must have on average from then on
 DIRECT = 32 << 10     # bytes of a body from which on it goes around the parser
+SOCKETS = b"/socket.io/"  # where web sockets are served; elsewhere an upgrade is not asked for
+MAX_MESSAGE = 1_000_000   # bytes of a message on one
 
 
 class Cycle(RequestResponseCycle):
@@ -162,7 +164,7 @@ class Protocol(HttpToolsProtocol):
             beyond = beyond[end:]
         if self._rest:
             beyond = self._read_body(beyond)
-        if beyond and not self.transport.is_closing():
+        if beyond and not self.transport.is_closing() and not self._upgrading():
             super().data_received(bytes(beyond))
         if self.transport.is_closing() or not self._in_head:
             return
@@ -190,10 +192,18 @@ class Protocol(HttpToolsProtocol):
         self._in_head, self._in_body = False, True
         self._chunks = self._size = self._left = 0
         super().on_headers_complete()
+        if self._upgrading():  # uvicorn makes this connection a web socket; there is no cycle
+            return
         self.cycle.__class__ = Cycle  # uvicorn leaves no other door open; its task has not begun yet
         self.cycle.chunks, self.cycle.waiting = deque(), 0
         self.cycle.fd, self.cycle.start = self._fd, None
         self._rest = self._announced()
+
+    def _should_upgrade(self) -> bool:
+        return self.url.startswith(SOCKETS) and super()._should_upgrade()
+
+    def _upgrading(self) -> bool:
+        return bool(self.parser.should_upgrade()) and self._should_upgrade()
 
     def _announced(self) -> int:
         """The length of the body when it is to go around the parser, else 0."""
@@ -235,6 +245,8 @@ class Protocol(HttpToolsProtocol):
             cycle.message_event.set()
 
     def on_message_complete(self) -> None:
+        if self._upgrading():
+            return
         self._in_head, self._in_body = True, False
         self._head = self._lines = 0
         if self.cycle.response_complete:
@@ -296,13 +308,17 @@ class Protocol(HttpToolsProtocol):
 
 
 def uvicorn_config(settings: Settings, app: ASGIApp, **more: Any) -> uvicorn.Config:
-    """How the server listens: our protocol, no access log, no trust in proxy headers, no web sockets."""
+    """How the server listens: our protocol, no access log, no trust in proxy headers, small web sockets (which the
+    application pings)."""
     protocol = type("SettledProtocol", (Protocol,), {"header_timeout": settings.header_timeout})
     given: dict[str, Any] = {
         "host": settings.host,
         "port": settings.port,
         "http": protocol,
-        "ws": "none",
+        "ws": "websockets-sansio",
+        "ws_max_size": MAX_MESSAGE,
+        "ws_ping_interval": None,
+        "ws_per_message_deflate": False,
         "lifespan": "on",
         "log_config": None,
         "access_log": False,

@@ -21,7 +21,8 @@ from bench.servers import ROOT
 
 PAGE = ROOT / "docs" / "performance.md"
 ORDER = (
-    "overhead", "image", "scheduler", "diffusion", "diffusion_worker", "hub", "hot_path", "recovery", "idle", "memory",
+    "overhead", "image", "inpaint", "scheduler", "diffusion", "diffusion_worker", "hub", "hot_path", "recovery", "idle",
+    "memory",
 )  # fmt: skip
 Result = Mapping[str, Any]
 

@@ -19,6 +19,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 
 import orjson
@@ -32,13 +33,14 @@ STOPS_WITHIN = 10.0
 @dataclass(frozen=True, slots=True)
 class Peer:
     """A server to compare with. `path` takes the POST, `ready` answers 200 to a GET when it can; no `packages`: those
-    that we have serve."""
+    that we have serve. `bare` are installed without what they depend on, which would be another torch."""
 
     name: str
     module: str
     packages: tuple[str, ...]
     path: str
     ready: str
+    bare: tuple[str, ...] = ()
 
     @property
     def version(self) -> str:
@@ -49,6 +51,15 @@ NAIVE = Peer("naive FastAPI", "bench.peers.naive", (), "/run", "/ready")
 MOSEC = Peer("mosec", "bench.peers.mosec_server", ("mosec==0.9.8",), "/inference", "/")
 LITSERVE = Peer("LitServe", "bench.peers.litserve_server", ("litserve==0.2.19",), "/predict", "/health")
 PEERS = (NAIVE, MOSEC, LITSERVE)
+IOPAINT = Peer(
+    "IOPaint", "bench.peers.iopaint_server",
+    (
+        "diffusers==0.27.2", "huggingface-hub==0.25.2", "transformers==4.44.2", "fastapi==0.108.0",
+        "python-socketio==5.7.2", "Pillow==9.5.0", "piexif==1.1.3", "typer-config==1.4.0", "loguru==0.7.3",
+        "omegaconf==2.3.0", "einops==0.8.2", f"numpy=={metadata.version('numpy')}",
+    ),
+    "/api/v1/inpaint", "/api/v1/model", ("iopaint==1.6.0", "peft==0.7.1", "accelerate==0.34.2"),
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +128,7 @@ def _seconds(process: psutil.Process) -> float:
 @contextlib.contextmanager
 def ours(
     *flags: str, models: str = "models/repository_test", offer: str = "echo", path: str = "/run/echo",
-    devices: str = "cpu:2", outputs: Path | None = None,
+    devices: str = "cpu:2", outputs: Path | None = None, environ: Mapping[str, str] | None = None,
 ) -> Iterator[Server]:  # fmt: skip
     """This server with one model, up and with every worker ready. Without `outputs`, in a folder for this time only."""
     with tempfile.TemporaryDirectory(prefix="imagepool-bench-") as passing:
@@ -126,16 +137,16 @@ def ours(
             sys.executable, "server.py", "--port", str(port), "--host", "127.0.0.1", "--devices", devices,
             "--models-folder", models, "--models", offer, "--outputs", str(outputs or passing), *flags,
         )  # fmt: skip
-        with _started("ImagePool", command, port, path, {}) as server:
+        with _started("ImagePool", command, port, path, environ or {}) as server:
             wait_until(server, server.all_ready)
             yield server
 
 
 @contextlib.contextmanager
-def peer(which: Peer, work: str) -> Iterator[Server]:
+def peer(which: Peer, work: str, environ: Mapping[str, str] | None = None) -> Iterator[Server]:
     """A peer that does `work` (see peers/work.py), up and ready."""
     port = free_port()
-    environ = {"BENCH_WORK": work, "BENCH_PORT": str(port)}
+    environ = {**(environ or {}), "BENCH_WORK": work, "BENCH_PORT": str(port)}
     with _started(which.name, (_python(which), "-m", which.module), port, which.path, environ) as server:
         wait_until(server, lambda: bool(server.get(which.ready)) or True)
         yield server
@@ -184,13 +195,13 @@ def _python(which: Peer) -> str:
     if not which.packages:
         return sys.executable
     home = ROOT / f".venv-bench-{which.name.lower()}"
-    python, stamp, wanted = home / "bin" / "python", home / ".installed", " ".join(which.packages)
+    python, stamp, wanted = home / "bin" / "python", home / ".installed", " ".join(which.packages + which.bare)
     if not stamp.exists() or stamp.read_text() != wanted:
         shutil.rmtree(home, ignore_errors=True)
         subprocess.run((sys.executable, "-m", "venv", str(home)), check=True)
-        install = subprocess.run((str(python), "-m", "pip", "install", *which.packages), capture_output=True, text=True)
-        if install.returncode:
-            raise SystemExit(f"{' '.join(which.packages)} cannot be installed:\n{install.stderr}")
+        _install(python, *which.packages)
+        if which.bare:
+            _install(python, "--no-deps", *which.bare)
         site = subprocess.run(
             (str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"),
             check=True, capture_output=True, text=True,
@@ -198,3 +209,10 @@ def _python(which: Peer) -> str:
         Path(site, "ours.pth").write_text(sysconfig.get_path("purelib") + "\n")
         stamp.write_text(wanted)
     return str(python)
+
+
+def _install(python: Path, *what: str) -> None:
+    """Ends the program with pip's own words when that fails."""
+    install = subprocess.run((str(python), "-m", "pip", "install", *what), capture_output=True, text=True)
+    if install.returncode:
+        raise SystemExit(f"{' '.join(what)} cannot be installed:\n{install.stderr}")

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 
-def _ignore(_: float) -> None:
+def _ignore(_: object) -> None:
     pass
 
 
@@ -26,8 +26,9 @@ class Item:
     `control` uint8 H x W x 3 guides the drawing (edges, depth, a pose), `references` are further pictures to look at,
     of any size; what is made from words alone has no image. `size` is height and width that the result must have. Raw
     models (`ModelSpec.raw`) get `data`, the encoded bytes, and no pixels. `previews`: somebody wants to see a stepped
-    model's image grow. `report(fraction)` tells progress 0.0-1.0;
-    `cancelled()` turns true when nobody wants the result any more."""
+    model's image grow. `report(fraction)` tells progress 0.0-1.0; `cancelled()` turns true when nobody wants the result
+    any more. `done(result)` may hand the result over, at most once, while others of the batch still run: it is encoded
+    and answered at once."""
 
     params: Mapping[str, Any]
     image: np.ndarray | None = None
@@ -40,6 +41,7 @@ class Item:
     previews: bool = False
     report: Callable[[float], None] = _ignore
     cancelled: Callable[[], bool] = _never
+    done: Callable[[Output | Exception], None] = _ignore
 
 
 @dataclass(slots=True)
@@ -67,8 +69,9 @@ class Adapter(ABC):
 
     @abstractmethod
     def run(self, items: Sequence[Item]) -> Sequence[Output | Exception]:
-        """Outputs in the items' order; an exception in place of one fails that item alone. All items are of one group:
-        of one image size, unless the model's spec says `mixed_sizes`; their parameters may differ.
+        """Outputs in the items' order, also of those already handed over (`Item.done`); an exception in place of one
+        fails that item alone. All items are of one group: of one image size, unless the model's spec says
+        `mixed_sizes`; their parameters may differ.
 
         An item's result must not depend on its companions. Raises `torch.cuda.OutOfMemoryError` (or MemoryError) when
         the batch does not fit; any other exception makes the worker run each item alone to find the guilty one."""

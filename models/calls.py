@@ -2,7 +2,8 @@
 
 A run yields a `Call`, or a list of calls that may run at the same time, and is sent what the network answered. All
 items of a batch start together; parked calls of the same network, shapes and dtypes are merged along their rows, run,
-split, and the runs that have all their answers go on. A run that fails, or whose job is cancelled, leaves alone.
+split, and the runs that have all their answers go on. A run that fails, or whose job is cancelled, leaves alone; what
+has ended is handed over at once.
 """
 
 from __future__ import annotations
@@ -78,7 +79,8 @@ class CallAdapter(Adapter):
         after the stream has come so far."""
 
     def run(self, items: Sequence[Item]) -> list[Output | Exception]:
-        """In the items' order their outputs, or what ended a run instead. Sizes may differ from item to item."""
+        """In the items' order their outputs, or what ended a run instead; each is told to `Item.done` as soon as it is
+        there. Sizes may differ from item to item."""
         runs = [_Running(item, self.start(item)) for item in items]
         parked = deque(one for running in runs for one in running.go_on())
         flights: deque[_Flight] = deque()
@@ -159,7 +161,7 @@ class _Running:
     run: Run
     answers: list[Answer | None] = field(default_factory=list)
     single: bool = False  # it yielded a call, not a list
-    end: Output | Exception = field(default_factory=lambda: TypeError("the run ended without an output"))
+    end: Output | Exception = field(default_factory=lambda: TypeError("the run has not ended"))
 
     def go_on(self, answers: Any = None, fault: Exception | None = None) -> list[_Parked]:
         """On to the next calls. None when the run has ended."""
@@ -172,11 +174,15 @@ class _Running:
             self.answers = [None] * len(calls)
             return [_Parked(self, self.answers, place, call, call.key) for place, call in enumerate(calls)]
         except StopIteration as end:
-            self.end = end.value if end.value is not None else self.end
+            self.finish(end.value if end.value is not None else TypeError("the run ended without an output"))
         except Exception as error:
-            self.end = error
-        self.answers = []
+            self.finish(error)
         return []
+
+    def finish(self, end: Output | Exception) -> None:
+        """Hand over what has come of it; what it still asked for is not wanted any more."""
+        self.answers, self.end = [], end
+        self.item.done(end)
 
 
 @dataclass(eq=False, slots=True)
@@ -196,8 +202,7 @@ class _Parked:
             return False
         if self.running.item.cancelled():
             self.running.run.close()
-            self.running.answers = []
-            self.running.end = Cancelled("the job was cancelled while it ran")
+            self.running.finish(Cancelled("the job was cancelled while it ran"))
             return False
         return True
 

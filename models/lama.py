@@ -1,8 +1,9 @@
-"""LaMa (Suvorov et al. 2022) from a TorchScript file, with IOPaint's pixels.
+"""LaMa (Suvorov et al. 2022) from a TorchScript file or a file of weights, with IOPaint's pixels.
 
-The file is the usual `big-lama.pt` or any network of its signature: image float32 N x 3 x H x W in 0..1 and mask
-N x 1 x H x W of 0 and 1, sides multiples of 8, to N x 3 x H x W in 0..1. Bytes go to the device as they are and come
-back as bytes: it is there that they are divided by 255, and multiplied, cut off (not rounded) and narrowed again.
+The file is the usual `big-lama.pt`, the authors' `best.ckpt` (see `spandrel_file.py`), or any network of its signature:
+image float32 N x 3 x H x W in 0..1 and mask N x 1 x H x W of 0 and 1, sides multiples of 8, to N x 3 x H x W in 0..1.
+Bytes go to the device as they are and come back as bytes: it is there that they are divided by 255, and multiplied, cut
+off (not rounded) and narrowed again.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from core.errors import BadOutput
+from models import spandrel_file
 from models.base import Item, Output
 from models.calls import Call, CallAdapter, Run
 from models.hd_strategy import Strategy, fill
@@ -59,12 +61,7 @@ class Lama(CallAdapter):
         file = Path(str(self.options.get("weights", "")))
         if not file.is_file():
             raise FileNotFoundError(f"the weights {file.name} are not there; bring the file and restart the server")
-        for flag in JIT_FLAGS:
-            getattr(torch._C, flag, bool)(False)
-        try:
-            network = torch.jit.load(file, map_location="cpu")
-        except RuntimeError:
-            raise ValueError(f"{file.name} is no TorchScript file, or a damaged one; fetch it again") from None
+        network = _weights(file) if file.suffix in spandrel_file.SUFFIXES else _torchscript(file)
         self._lama = network.to(self.device).eval().to(memory_format=self._layout)
         self._white = torch.tensor(255.0, device=self.device)  # CUDA divides by a tensor, but multiplies for a number
         if self._network == REDUCED:
@@ -119,6 +116,23 @@ class Lama(CallAdapter):
         finite = filled.isfinite().flatten(1).all(1)
         result = (filled * 255).clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
         return result.to("cpu", non_blocking=True), finite.to("cpu", non_blocking=True)
+
+
+def _torchscript(file: Path) -> Any:
+    for flag in JIT_FLAGS:
+        getattr(torch._C, flag, bool)(False)
+    try:
+        return torch.jit.load(file, map_location="cpu")
+    except RuntimeError:
+        raise ValueError(f"{file.name} is no TorchScript file, or a damaged one; fetch it again") from None
+
+
+def _weights(file: Path) -> torch.nn.Module:
+    found = spandrel_file.read(file)
+    if found.purpose != "Inpainting":
+        raise ValueError(f"{file.name} is no network that inpaints, but one for: {found.purpose}")
+    module: torch.nn.Module = found.model  # the descriptor takes one image at a time
+    return module
 
 
 def _call(network: str, image: np.ndarray, mask: np.ndarray) -> Call:

@@ -17,9 +17,10 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Container, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -275,30 +276,55 @@ class Session:
         if not ready:
             return
         began = time.perf_counter()
-        outputs: list[Output | ErrorInfo] | None = None
+        handed: dict[str, Future[None]] = {}
+        hand_over = partial(self._hand_over, prepared, spec, began, handed)
+        if not spec.raw:
+            for run_item, decoded in ready:
+                decoded.item.done = partial(hand_over, run_item, decoded)
+        outputs: list[Output | ErrorInfo | Exception | None] | None = None
         try:
-            outputs = self._run_guarded(spec, [decoded.item for _, decoded in ready], [item.job for item, _ in ready])
+            outputs = self._run_guarded(spec, [(item.job, decoded.item) for item, decoded in ready], handed)
         except self._out_of_memory as fault:
             message = str(fault)
         if outputs is None:  # not done above, where the exception keeps alive what filled the memory
             self._free_memory()
-            self._dropped.forget(batch.batch)
-            self._channel.send(BatchDidNotFit(batch.batch, message))
+            wait(handed.values())  # they still write into room that the master now takes back
+            if len(handed) < len(ready):
+                self._dropped.forget(batch.batch)
+                self._channel.send(BatchDidNotFit(batch.batch, message))
             return
-        prepared.seconds = time.perf_counter() - began
         finished = []
         for (run_item, decoded), output in zip(ready, outputs, strict=True):
-            timings = {
-                "decode": decoded.seconds,
-                "wait": max(0.0, began - prepared.arrived - decoded.seconds),
-                "compute": prepared.seconds,
-            }
+            if run_item.job in handed or output is None:
+                continue
             if spec.raw:
-                finished.append(self._store(run_item, decoded, output, timings, spec))
+                timings = self._timings(prepared, decoded, began)
+                finished.append(self._store(run_item, decoded, self._checked(output, run_item, spec), timings, spec))
             else:
-                self._codecs.submit(self._encode, prepared, run_item, decoded, output, timings, spec)
+                hand_over(run_item, decoded, output)
         if finished:
             self._answer(prepared, *finished)
+
+    def _hand_over(
+        self, prepared: Prepared, spec: ModelSpec, began: float, handed: dict[str, Future[None]], item: RunItem,
+        decoded: Decoded, output: Output | ErrorInfo | Exception,
+    ) -> None:
+        """Let a result be encoded and answered, also while the device still computes others of its batch."""
+        known, timings = self._checked(output, item, spec), self._timings(prepared, decoded, began)
+        handed[item.job] = self._codecs.submit(self._encode, prepared, item, decoded, known, timings, spec)
+
+    def _checked(self, output: Output | ErrorInfo | Exception, item: RunItem, spec: ModelSpec) -> Output | ErrorInfo:
+        if not isinstance(output, Exception):
+            return output
+        if not isinstance(output, ImagePoolError):
+            self._leave_broken_device()
+        return self._info(output, item.job, spec)
+
+    def _timings(self, prepared: Prepared, decoded: Decoded, began: float) -> dict[str, float]:
+        """Of an item that has just been computed, in seconds; that of the batch so far is noted, too."""
+        prepared.seconds = time.perf_counter() - began
+        waited = max(0.0, began - prepared.arrived - decoded.seconds)
+        return {"decode": decoded.seconds, "wait": waited, "compute": prepared.seconds}
 
     def decoded(self, prepared: Prepared) -> Decoded:
         """A stepped job, decoded. Raises what its decoding raised, and `Cancelled`."""
@@ -311,15 +337,17 @@ class Session:
         return (MemoryError, torch.OutOfMemoryError)
 
     def _run_guarded(
-        self, spec: ModelSpec, items: list[Item], jobs: Sequence[str]
-    ) -> list[Output | ErrorInfo]:
-        """The batch's outputs. When the batch raises, each item runs alone, so that only the guilty one fails."""
+        self, spec: ModelSpec, items: Sequence[tuple[str, Item]], handed: Container[str]
+    ) -> list[Output | ErrorInfo | Exception | None]:
+        """The batch's outputs. When the batch raises, each item runs alone, so that only the guilty one fails; None for
+        those that are handed over already."""
         try:
             adapter = self.adapter(spec)
             with torch.inference_mode():
-                outputs = adapter.run(items)
+                outputs = adapter.run([item for _, item in items])
             if len(outputs) != len(items):
                 raise BadOutput(f"model '{spec.name}' answered {len(outputs)} results for {len(items)} images")
+            return list(outputs)
         except self._out_of_memory:
             raise
         except Exception as fault:
@@ -327,15 +355,8 @@ class Session:
                 raise torch.OutOfMemoryError(str(fault)) from None
             self._leave_broken_device()
             if len(items) == 1 or spec.name not in self._adapters:
-                return [self._info(fault, job, spec) for job in jobs]
-        else:
-            if any(isinstance(output, Exception) and not isinstance(output, ImagePoolError) for output in outputs):
-                self._leave_broken_device()
-            return [
-                self._info(output, job, spec) if isinstance(output, Exception) else output
-                for output, job in zip(outputs, jobs, strict=True)
-            ]
-        return [self._run_guarded(spec, [item], [job])[0] for item, job in zip(items, jobs, strict=True)]
+                return [None if job in handed else self._info(fault, job, spec) for job, _ in items]
+        return [None if job in handed else self._run_guarded(spec, [(job, item)], handed)[0] for job, item in items]
 
     def _leave_broken_device(self) -> None:
         """After some faults (an illegal access, a device-side assertion) a CUDA context answers every call with the

@@ -25,11 +25,13 @@ FLAGS = (
 
 
 class Page:
-    """One tab. `requests` are (method, path, status) of everything it asked for, `errors` what its scripts threw."""
+    """One tab. `requests` are (method, path, status) of everything it asked for, `heard` what its web sockets were
+    told, `errors` what its scripts threw."""
 
     def __init__(self, socket: ClientConnection) -> None:
         self._socket, self._numbers = socket, itertools.count(1)
         self.requests: list[tuple[str, str, int]] = []
+        self.heard: list[str] = []
         self.errors: list[str] = []
         self._asked: dict[str, tuple[str, str]] = {}
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
@@ -57,6 +59,12 @@ class Page:
             self._asked[params["requestId"]] = params["request"]["method"], path
         elif event == "Network.responseReceived" and params["requestId"] in self._asked:
             self.requests.append((*self._asked[params["requestId"]], params["response"]["status"]))
+        elif event == "Network.webSocketCreated":
+            self._asked[params["requestId"]] = "WS", re.sub(r"^wss?://[^/]*|\?.*", "", params["url"])
+        elif event == "Network.webSocketHandshakeResponseReceived":
+            self.requests.append((*self._asked[params["requestId"]], params["response"]["status"]))
+        elif event == "Network.webSocketFrameReceived":
+            self.heard.append(params["response"]["payloadData"])
         elif event == "Runtime.exceptionThrown":
             self.errors.append(params["exceptionDetails"].get("exception", {}).get("description", "?"))
 

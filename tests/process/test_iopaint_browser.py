@@ -45,19 +45,18 @@ def test_the_page_works(tmp_path: Path) -> None:
         page.until("document.querySelector('input[type=file]')")
         for path in ("server-config", "model", "inputimage"):
             page.until(lambda path=path: page.asked("GET", f"/api/v1/{path}"))
-        page.until(lambda: page.asked("POST", "/socket.io/"))
+        page.until(lambda: page.asked("WS", "/socket.io/"))
 
         page.choose_file("input[type=file]", ROOT / "examples" / "coffee.jpg")
         page.until(f"{CANVAS} && {CANVAS}.width === 512")
         page.until(lambda: page.asked("POST", "/api/v1/gen-info"))
         original = page.js(PIXELS)
 
-        polls = page.asked("GET", "/socket.io/")
         stroke(page, 0.5)
         page.until(lambda: page.asked(*INPAINT) == 1)
         page.until(lambda: page.js(PIXELS) != original)
         first = page.js(PIXELS)
-        page.until(lambda: page.asked("GET", "/socket.io/") > polls)  # it heard that this has finished
+        page.until(lambda: '42["diffusion_finish"]' in page.heard)
 
         stroke(page, 0.7)
         page.until(lambda: page.asked(*INPAINT) == 2)

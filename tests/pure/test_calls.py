@@ -262,3 +262,34 @@ def test_whatever_is_asked_in_whatever_company_the_result_is_that_of_the_run_alo
     assert all(shape[0] <= rows for shape in together.forwards)
     flat = [shape for ask in asks for one in ask for shape in (one if isinstance(one, list) else [one])]
     assert sum(shape[0] for shape in together.forwards) == len(flat), "no call is made twice or forgotten"
+
+
+def test_what_has_ended_is_handed_over_while_others_still_run():
+    model, told = Twice(), []
+
+    def noting(name, *asks, **more):
+        return job(1, *asks, done=lambda end: told.append((name, len(model.forwards), type(end))), **more)
+
+    gone = Cancellable()
+    long = noting("long", (2,), (2,), (2,))
+    outputs = model.run([long, noting("short", (2,)), noting("none"), noting("left", (2,), (2,), cancelled=gone)])
+    assert told == [("none", 0, Output), ("short", 1, Output), ("left", 1, Cancelled), ("long", 3, Output)]
+    assert [type(one) for one in outputs] == [Output, Output, Output, Cancelled], "and all are returned, too"
+
+
+class Cancellable:
+    """Says yes from the second time on that it is asked."""
+
+    asked = 0
+
+    def __call__(self):
+        self.asked += 1
+        return self.asked > 1
+
+
+def test_a_failure_is_handed_over_once():
+    model, told = Twice(), []
+    model.poison = lambda rows: ValueError("no thirteens") if (rows == 13).any() else None
+    items = [job(value, (2,), done=told.append) for value in (13, 1)]
+    ends = model.run(items)
+    assert sorted(map(id, told)) == sorted(map(id, ends)) and isinstance(ends[0], ValueError)

@@ -1,19 +1,24 @@
-"""The page's events: Socket.IO over long polling, told to the page whose request they are about."""
+"""The page's events: Socket.IO over long polling and web sockets, told to the page whose request they are about."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from api import iopaint_events
 from api.iopaint_events import KEPT, MAX_SESSIONS, PING_EVERY, PING_TIMEOUT, Events
-from tests.pure.dialect_kit import Server, until
+from tests.process.door_kit import listen
+from tests.pure.dialect_kit import KEY, Server, keys_file, until
 from tests.pure.iopaint_kit import inpaint, world
 from workers.messages import JobProgress
 
@@ -53,12 +58,12 @@ class Browser:
         assert (await inpaint(SimpleNamespace(client=self.client))).status_code == 200  # type: ignore[arg-type]
 
 
-async def test_the_handshake_is_iopaint_s_without_the_web_socket(tmp_path: Path) -> None:
+async def test_the_handshake_is_iopaint_s(tmp_path: Path) -> None:
     async with world(tmp_path) as server:
         told = await Browser(server).open()
     sid = told.pop("sid")
     assert len(sid) > 15
-    assert told == {"upgrades": [], "pingInterval": 25_000, "pingTimeout": 20_000, "maxPayload": 1_000_000}
+    assert told == {"upgrades": ["websocket"], "pingInterval": 25_000, "pingTimeout": 20_000, "maxPayload": 1_000_000}
 
 
 async def test_the_end_of_a_request_is_told_to_its_browser_and_to_nobody_else(tmp_path: Path) -> None:
@@ -181,19 +186,121 @@ async def test_sessions_and_their_packets_are_bounded() -> None:
     assert len(events) == 1
 
 
-async def test_a_client_of_the_protocol_that_others_wrote_hears_it(tmp_path: Path) -> None:
-    socketio = pytest.importorskip("socketio")
-    pytest.importorskip("aiohttp")
-    from tests.process.door_kit import listen
+async def test_a_page_that_hears_much_is_pinged_too(tmp_path: Path) -> None:
+    now = 0.0
+    events = Events(SimpleNamespace(draining=False), lambda: now)  # type: ignore[arg-type]
+    session = events.open(request())
+    session.send("42[]")
+    assert await events.poll(session) == "42[]"
+    now = PING_EVERY + 1
+    session.send("42[]")
+    assert await events.poll(session) == "42[]\x1e2"
 
-    async with world(tmp_path) as server:
+
+@asynccontextmanager
+async def listening(tmp_path: Path, **settings: Any) -> AsyncIterator[tuple[Server, str]]:
+    """The application on a socket, with its address (without a scheme)."""
+    async with world(tmp_path, **settings) as server:
         app = server.client._transport.app  # type: ignore[attr-defined]
         async with listen(app, server.engine.settings) as port:
-            client, heard = socketio.AsyncClient(), asyncio.Event()
-            client.on("diffusion_finish", handler=lambda *_: heard.set())
-            await client.connect(f"http://127.0.0.1:{port}")
-            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as http:
-                assert (await inpaint(SimpleNamespace(client=http))).status_code == 200  # type: ignore[arg-type]
-            await until(heard.is_set)
-            assert client.transport() == "polling"
-            await client.disconnect()
+            yield server, f"127.0.0.1:{port}"
+
+
+async def ask(address: str) -> None:
+    async with httpx.AsyncClient(base_url=f"http://{address}") as client:
+        assert (await inpaint(SimpleNamespace(client=client))).status_code == 200  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("transports", "ends_as"), [
+    (["polling"], "polling"), (["websocket"], "websocket"), (["polling", "websocket"], "websocket"),
+])  # fmt: skip
+async def test_a_client_of_the_protocol_that_others_wrote_hears_it(
+    tmp_path: Path, transports: list[str], ends_as: str
+) -> None:
+    socketio = pytest.importorskip("socketio")
+    pytest.importorskip("aiohttp")
+    async with listening(tmp_path) as (_, address):
+        client, heard = socketio.AsyncClient(), []
+        client.on("diffusion_finish", handler=lambda *_: heard.append("finish"))
+        await client.connect(f"http://{address}", transports=transports)
+        for count in (1, 2):
+            await ask(address)
+            await until(lambda count=count: len(heard) == count)
+        assert client.transport() == ends_as
+        await client.disconnect()
+
+
+SOCKET = "/socket.io/?EIO=4&transport=websocket"
+
+
+async def test_a_page_moves_to_its_web_socket_and_nothing_is_lost_on_the_way(tmp_path: Path) -> None:
+    async with listening(tmp_path) as (server, address):
+        page = await Browser(server, "127.0.0.1").connect()
+        waiting = asyncio.create_task(page.poll())
+        await until(server.engine.metrics.http_in_progress._value.get)
+        async with connect(f"ws://{address}{SOCKET}&sid={page.query['sid']}") as socket:
+            await socket.send("2probe")
+            assert await socket.recv() == "3probe" and await waiting == "6"
+            await ask(address)
+            assert await page.poll() == "6", "an event of this moment waits for the socket"
+            await socket.send("5")
+            assert await socket.recv() == FINISHED
+            assert (await page.client.get("/socket.io/", params=page.query)).json()["code"] == 3
+            server.engine.drain()
+            assert await socket.recv() == "1"
+
+
+async def test_a_page_that_fails_to_move_goes_on_polling(tmp_path: Path) -> None:
+    async with listening(tmp_path) as (server, address):
+        page = await Browser(server, "127.0.0.1").connect()
+        for words in (["5"], ["2probe", "4nonsense"], ["2probe"]):
+            async with connect(f"ws://{address}{SOCKET}&sid={page.query['sid']}") as socket:
+                with suppress(ConnectionClosed):
+                    for word in words:
+                        await socket.send(word)
+                        await socket.recv()
+        await ask(address)
+        while (said := await page.poll()) == "6":
+            pass
+        assert said == FINISHED
+
+
+async def test_a_web_socket_that_closes_takes_its_session_with_it(tmp_path: Path) -> None:
+    async with listening(tmp_path) as (server, address):
+        async with connect(f"ws://{address}{SOCKET}") as socket:
+            told = json.loads((await socket.recv())[1:])
+            assert told["upgrades"] == [] and (socket.response.headers["set-cookie"]).startswith("imagepool_page=")
+            await socket.send("40")
+            assert (await socket.recv()).startswith("40{")
+            await socket.send(b"binary")
+            with pytest.raises(ConnectionClosed):
+                await socket.recv()
+        answer = await server.client.get("/socket.io/", params=QUERY | {"sid": told["sid"]})
+        assert answer.json()["code"] == 1
+
+
+@pytest.mark.parametrize("path", [
+    "/socket.io/?EIO=3&transport=websocket", "/socket.io/?EIO=4", f"{SOCKET}&sid=unknown", "/jobs", "/socket.io/more",
+])  # fmt: skip
+async def test_a_web_socket_elsewhere_or_of_another_protocol_is_refused(tmp_path: Path, path: str) -> None:
+    async with listening(tmp_path) as (_, address):
+        with pytest.raises(InvalidStatus):
+            await connect(f"ws://{address}{path}").__aenter__()
+
+
+async def test_a_strange_page_opens_no_web_socket_but_an_invited_one_does(tmp_path: Path) -> None:
+    invited = "https://paint.example"
+    async with listening(tmp_path, cors_origins=(invited,)) as (_, address):
+        for origin in (invited, f"http://{address}"):
+            async with connect(f"ws://{address}{SOCKET}", origin=origin) as socket:
+                assert (await socket.recv())[:1] == "0"
+        with pytest.raises(InvalidStatus):
+            await connect(f"ws://{address}{SOCKET}", origin="https://strange.example").__aenter__()
+
+
+async def test_a_web_socket_needs_a_key_where_requests_do(tmp_path: Path) -> None:
+    async with listening(tmp_path, keys_file=keys_file(tmp_path)) as (_, address):
+        with pytest.raises(InvalidStatus):
+            await connect(f"ws://{address}{SOCKET}").__aenter__()
+        async with connect(f"ws://{address}{SOCKET}", additional_headers={"X-API-Key": KEY}) as socket:
+            assert (await socket.recv())[:1] == "0"

@@ -241,3 +241,57 @@ def test_metadata_goes_from_input_to_output_when_it_is_to_be_kept(tmp_path, keep
     (done,) = bench.answers(replace(item, format=OutputFormat(keep_metadata=keep))).values()
     result = bytes(bench.arena.view(item.output)[: done.size])
     assert (b"parameters\0a cat" in result) is keep
+
+
+class Early(Adapter):
+    """Hands its items over one by one, and does `then` behind the first."""
+
+    then = staticmethod(lambda item: None)
+
+    def run(self, items):
+        outputs = []
+        for item in items:
+            outputs.append(Output(np.full_like(item.image, 7)))
+            item.done(outputs[-1])
+            self.then(item)
+        return outputs
+
+
+def test_the_first_result_is_answered_while_the_device_computes_the_second(tmp_path):
+    bench = Bench(tmp_path, Early)
+    heard = []
+
+    def listen(item):
+        if not heard:  # here the second is not computed yet; the first one's answer comes all the same
+            heard.extend(bench.frames.feed(os.read(bench.results.fileno(), 1 << 18)))
+
+    bench.adapter.then = listen
+    said = bench.run(bench.item("a"), bench.item("b"))
+    assert [done.job for message in heard for done in message.items] == ["a"]
+    assert [done.job for message in said[:-1] for done in message.items] == ["b"]
+    assert said[-1].seconds > 0, "and each only once"
+
+
+def test_after_a_fault_what_is_handed_over_does_not_run_again(tmp_path):
+    bench = Bench(tmp_path, Early)
+    ran = []
+
+    def stumble(item):
+        ran.append(item)
+        if len(ran) == 1:
+            raise ValueError("between two items")
+
+    bench.adapter.then = stumble
+    answers = bench.answers(bench.item("a"), bench.item("b"))
+    assert len(ran) == 2 and all(one.error is None for one in answers.values()) and set(answers) == {"a", "b"}
+
+
+def test_when_memory_runs_out_the_results_so_far_are_written_before_the_master_hears_of_it(tmp_path):
+    bench = Bench(tmp_path, Early)
+
+    def run_out(item):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    bench.adapter.then = run_out
+    first, last = bench.run(bench.item("a"), bench.item("b"))
+    assert [done.job for done in first.items] == ["a"] and isinstance(last, BatchDidNotFit)
