@@ -2,9 +2,9 @@
 
     python -m bench.peers.iopaint_server
 
-BENCH_PORT is its port; BENCH_WORK=inpaint-no-gc leaves out the full garbage collection that it
-does after every request, and nothing else. It imports torchvision for plugins that are not used here; so that none has
-to be fetched that fits this torch, empty modules stand in for it.
+BENCH_PORT is its port; BENCH_WORK=inpaint-no-gc leaves out the full garbage collection that it does after every
+request, and nothing else. It imports torchvision for plugins that are not used here; so that none has to be fetched
+that fits this torch, empty modules stand in for it.
 """
 
 from __future__ import annotations

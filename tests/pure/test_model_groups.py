@@ -69,7 +69,7 @@ def test_what_is_made_from_words_alone_has_the_size_that_is_asked_for() -> None:
     asked = spec.check_params({"width": 1000, "height": 300, "steps": 4})
     assert spec.canvas(None, asked) == (300, 1000)
     group = spec.group(None, asked, ((512, 16), (1024, 8)))
-    assert (group.height, group.width, group.limit) == (304, 1000, 8)
+    assert (group.height, group.width, group.limit, group.stepped) == (304, 1000, 1, True), "it is handed out alone"
     assert spec.cost(None, asked) == pytest.approx(4 * 300 * 1000 / 512**2)
 
 
