@@ -8,6 +8,7 @@ from enum import IntEnum
 from typing import Any, Literal
 
 from core.header import ImageHeader
+from core.pickles import by_position
 
 
 class Priority(IntEnum):
@@ -19,6 +20,7 @@ class Priority(IntEnum):
     TEST = 3
 
 
+@by_position
 @dataclass(frozen=True, slots=True)
 class Span:
     """A piece of the shared arena: `size` bytes from `offset`; `capacity` bytes were reserved."""
@@ -28,6 +30,7 @@ class Span:
     capacity: int
 
 
+@by_position
 @dataclass(frozen=True, slots=True)
 class ImagePart:
     """One encoded image of a request. `data` is bytes fresh from a dialect, a `Span` of the arena (ephemeral jobs) or
@@ -39,6 +42,7 @@ class ImagePart:
     size: int  # bytes, encoded
 
 
+@by_position
 @dataclass(frozen=True, slots=True)
 class OutputFormat:
     """How the result is encoded. `quality` 1-100 counts for jpeg, webp and avif; None takes the codec's default.

@@ -8,6 +8,7 @@ from typing import Any
 
 from core.errors import ErrorInfo
 from core.model import ModelSpec
+from core.pickles import by_position
 from core.request import ImagePart, OutputFormat, Span
 
 # --- master -> worker ---------------------------------------------------------------------------------------------
@@ -32,6 +33,7 @@ class Boot:
     log_level: str = "info"
 
 
+@by_position
 @dataclass(frozen=True, slots=True)
 class RunItem:
     """One job of a batch. `output` is where the encoded result goes; `images` name file or span, never bytes."""
@@ -43,6 +45,7 @@ class RunItem:
     output: Span
 
 
+@by_position
 @dataclass(frozen=True, slots=True)
 class RunBatch:
     batch: int
@@ -50,6 +53,7 @@ class RunBatch:
     items: tuple[RunItem, ...]
 
 
+@by_position
 @dataclass(frozen=True, slots=True)
 class Drop:
     """The job of that batch is no longer wanted; leave it out where that is still possible."""
@@ -101,6 +105,7 @@ class JobProgress:
     fraction: float
 
 
+@by_position
 @dataclass(frozen=True, slots=True)
 class Finished:
     """What became of one item: `size` > 0 bytes lie in its output span, or `error` is set."""
@@ -115,6 +120,7 @@ class Finished:
     error: ErrorInfo | None = None
 
 
+@by_position
 @dataclass(frozen=True, slots=True)
 class ItemsDone:
     """Items of one batch that are finished (in any order, in as many messages as it takes)."""
@@ -123,6 +129,7 @@ class ItemsDone:
     items: tuple[Finished, ...]
 
 
+@by_position
 @dataclass(frozen=True, slots=True)
 class BatchDone:
     """Every item of the batch has been answered; `seconds` it spent in the device loop."""
