@@ -39,6 +39,7 @@ LORA_UPLOAD = "/api/v1/lora/upload"  # the one body that is no image
 ID_CHARACTERS = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
 NO_SNIFF = (b"x-content-type-options", b"nosniff")
 GONE = "imagepool.gone"  # our protocol's extension of the scope: calls back when the client goes away
+TAKE = "imagepool.take"  # another: what has come of the body goes into a buffer
 CLIENT_GONE = 499  # in the metrics only: nobody was there to be answered
 
 
@@ -75,13 +76,26 @@ def whole(receive: Receive) -> Receive:
     return as_bytes
 
 
+def _nothing(_: memoryview) -> int:
+    return 0
+
+
 class Body:
-    """A `receive` that counts: `TooLarge` beyond the limit, `RequestTimeout` after a silence or for a trickle."""
+    """A `receive` that counts: `TooLarge` beyond the limit, `RequestTimeout` after a silence or for a trickle.
 
-    __slots__ = ("_began", "_clock", "_complete", "_receive", "_silence", "limit", "size")
+    `take(buffer)` is our protocol's short way: it writes what is there into the buffer and says how many bytes.
+    """
 
-    def __init__(self, receive: Receive, silence: float, clock: Callable[[], float]) -> None:
-        self._receive, self._silence, self._clock = receive, silence, clock
+    __slots__ = ("_began", "_clock", "_complete", "_receive", "_silence", "_take", "limit", "size")
+
+    def __init__(
+        self,
+        receive: Receive,
+        silence: float,
+        clock: Callable[[], float],
+        take: Callable[[memoryview], int] = _nothing,
+    ) -> None:
+        self._receive, self._silence, self._clock, self._take = receive, silence, clock, take
         self._began, self._complete = clock(), False
         self.limit = self.size = 0
 
@@ -101,6 +115,23 @@ class Body:
                 raise too_large(self.limit)
         return message
 
+    async def fill(self, buffer: memoryview) -> None:
+        """Write the whole body into `buffer`, which is as long as was announced. Raises `BadRequest` when the body is
+        of another length, `ClientDisconnect`, and what a call raises."""
+        while not self._complete:
+            if taken := self._take(buffer[self.size :]):
+                self.size += taken
+                self._complete = self.size == len(buffer)
+                continue
+            begin = self.size
+            message = await self()
+            if message["type"] != "http.request":
+                raise ClientDisconnect
+            ended_early = not message.get("more_body", False) and self.size < len(buffer)
+            if ended_early or self.size > len(buffer):
+                raise BadRequest("the body is not as long as its Content-Length says")
+            buffer[begin : self.size] = message.get("body", b"")
+
 
 def too_large(limit: int) -> TooLarge:
     """The refusal of a body."""
@@ -108,7 +139,7 @@ def too_large(limit: int) -> TooLarge:
 
 
 class Door:
-    """ASGI middleware around everything. Sets `scope["caller"]` and `scope["request_id"]`."""
+    """ASGI middleware around everything. Sets `scope["caller"]`, `scope["request_id"]` and `scope["body"]`."""
 
     def __init__(
         self,
@@ -147,7 +178,8 @@ class Door:
                 sent += len(message.get("body", b""))
             await send(message)
 
-        body = Body(receive, self._settings.body_timeout, self._clock)
+        take = scope.get("extensions", {}).get(TAKE, _nothing)
+        scope["body"] = body = Body(receive, self._settings.body_timeout, self._clock, take)
         self._metrics.http_in_progress.inc()
         try:
             body.limit = self._enter(scope, headers, extra)

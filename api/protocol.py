@@ -1,8 +1,9 @@
 """uvicorn's HTTP protocol, hardened: slow and giant headers, floods of tiny chunks, bodies nobody reads any more.
 
-And made quick for images. A large body does not pass through the parser: the application gets views of what was read.
-An answer of known length leaves in one system call, so it may lie in shared memory. That a client went away is told by
-a callback (`scope["extensions"]["imagepool.gone"]`), which spares the hot path a task per request.
+And made quick for images. A large body does not pass through the parser: the application gets views of what was read,
+or has it read from the socket to where it wants it (`scope["extensions"]["imagepool.take"]`). An answer of known length
+leaves in one system call, so it may lie in shared memory. That a client went away is told by a callback
+(`scope["extensions"]["imagepool.gone"]`), which spares the hot path a task per request.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import asyncio
 import os
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar
 
 import orjson
@@ -20,7 +22,7 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from api.errors import PROBLEM, HeaderTooLarge, RequestTimeout, problem
-from api.limits import GONE, request_id
+from api.limits import GONE, TAKE, request_id
 from core.errors import BadRequest, ImagePoolError
 from core.settings import Settings
 
@@ -32,6 +34,11 @@ MIN_CHUNK = 64        # bytes they must have on average from then on
 DIRECT = 32 << 10     # bytes of a body from which on it goes around the parser
 SOCKETS = b"/socket.io/"  # where web sockets are served; elsewhere an upgrade is not asked for
 MAX_MESSAGE = 1_000_000   # bytes of a message on one
+
+# Where every connection's bytes are put for the moment in which they are handed on. While a head is awaited little is
+# read at once: what follows it of a large body is better read to where it is wanted.
+HEAD_ROOM = memoryview(bytearray(16 << 10))
+BODY_ROOM = memoryview(bytearray(256 << 10))
 
 
 class Cycle(RequestResponseCycle):
@@ -56,6 +63,16 @@ class Cycle(RequestResponseCycle):
         chunk = self.chunks.popleft() if self.chunks else b""
         self.waiting -= len(chunk)
         return {"type": "http.request", "body": chunk, "more_body": self.more_body or bool(self.chunks)}
+
+    def take(self, buffer: memoryview) -> int:
+        """Move what has come of the body into `buffer`; how many bytes. A chunk that does not fit stays."""
+        size = 0
+        while self.chunks and size + len(self.chunks[0]) <= len(buffer):
+            chunk = self.chunks.popleft()
+            buffer[size : size + len(chunk)] = chunk
+            size += len(chunk)
+        self.waiting -= size
+        return size
 
     async def send(self, message: Any) -> None:
         if self.start is None:
@@ -143,6 +160,11 @@ class Protocol(HttpToolsProtocol):
         self._timer: asyncio.TimerHandle | None = None
         self._arm(self._slow_head)
 
+    @property
+    def in_head(self) -> bool:
+        """Whether a head is awaited or coming."""
+        return self._in_head
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()
         super().connection_lost(exc)
@@ -162,6 +184,8 @@ class Protocol(HttpToolsProtocol):
         if not self._rest and self._in_head and (end := data.find(b"\r\n\r\n") + 4) > 3:
             super().data_received(data[:end])
             beyond = beyond[end:]
+            if self._rest > len(beyond):
+                self.flow.pause_reading()  # until the application says where the body goes
         if self._rest:
             beyond = self._read_body(beyond)
         if beyond and not self.transport.is_closing() and not self._upgrading():
@@ -197,6 +221,7 @@ class Protocol(HttpToolsProtocol):
         self.cycle.__class__ = Cycle  # uvicorn leaves no other door open; its task has not begun yet
         self.cycle.chunks, self.cycle.waiting = deque(), 0
         self.cycle.fd, self.cycle.start = self._fd, None
+        self.scope["extensions"][TAKE] = partial(self._take_now, self.cycle)  # type: ignore[assignment]
         self._rest = self._announced()
 
     def _should_upgrade(self) -> bool:
@@ -220,10 +245,29 @@ class Protocol(HttpToolsProtocol):
         if body:
             self._take(body)
         if not self._rest and not self.transport.is_closing():
-            self.parser = type(self.parser)(self)  # the one so far still waits for the body
-            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
-            self.on_message_complete()
+            self._end_body()
         return beyond
+
+    def _end_body(self) -> None:
+        self.parser = type(self.parser)(self)  # the one so far still waits for the body
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+        self.on_message_complete()
+
+    def _take_now(self, cycle: Cycle, buffer: memoryview) -> int:
+        """What is there of the cycle's body goes into `buffer`, without waiting: first what was read, then what the
+        socket holds, with no copy between. How many bytes; 0 is no end of the body, only nothing yet."""
+        size = cycle.take(buffer)
+        if cycle is not self.cycle or cycle.chunks or not self._rest or self._fd < 0 or self.transport.is_closing():
+            return size
+        try:
+            read = os.readv(self._fd, (buffer[size:][: self._rest],))
+        except OSError:  # nothing there, or broken: the transport finds out which
+            return size
+        self._size += read
+        self._rest -= read
+        if not self._rest:
+            self._end_body()
+        return size + read
 
     def on_body(self, body: bytes) -> None:
         if self._rest:  # the beginning of a body, when its head came in pieces
@@ -307,14 +351,46 @@ class Protocol(HttpToolsProtocol):
             self._timer = None
 
 
+class Reader(asyncio.BufferedProtocol):
+    """A connection as its transport knows it: what comes is read into a room of known size and handed on."""
+
+    def __init__(self, http: Protocol) -> None:
+        self.http = http
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self.http.connection_made(transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.http.connection_lost(exc)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return HEAD_ROOM if self.http.in_head else BODY_ROOM
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.http.data_received(bytes(self.get_buffer(-1)[:nbytes]))
+
+    def eof_received(self) -> None:
+        self.http.eof_received()
+
+    def pause_writing(self) -> None:
+        self.http.pause_writing()
+
+    def resume_writing(self) -> None:
+        self.http.resume_writing()
+
+
 def uvicorn_config(settings: Settings, app: ASGIApp, **more: Any) -> uvicorn.Config:
     """How the server listens: our protocol, no access log, no trust in proxy headers, small web sockets (which the
     application pings)."""
     protocol = type("SettledProtocol", (Protocol,), {"header_timeout": settings.header_timeout})
+
+    def connection(**given: Any) -> Reader:
+        return Reader(protocol(**given))
+
     given: dict[str, Any] = {
         "host": settings.host,
         "port": settings.port,
-        "http": protocol,
+        "http": connection,
         "ws": "websockets-sansio",
         "ws_max_size": MAX_MESSAGE,
         "ws_ping_interval": None,

@@ -75,7 +75,7 @@ class Run:
         if length > most:
             raise too_large(most)
         with self._admit(length, who) as permit:
-            await _fill(permit.buffer, receive)
+            await scope["body"].fill(permit.buffer)
             return await self._image(spec, scope, options, permit, length, receive)
 
     async def _form(self, spec: ModelSpec, scope: Scope, receive: Receive) -> tuple[Job, Loan]:
@@ -168,25 +168,6 @@ class Watch:
         if not listener.cancelled():
             listener.exception()
             self._on_gone()
-
-
-async def _fill(buffer: memoryview, receive: Receive) -> None:
-    """Write the body into the buffer, which is as long as was announced."""
-    size = 0
-    while True:
-        message = await receive()
-        if message["type"] != "http.request":
-            raise ClientDisconnect
-        chunk = message.get("body", b"")
-        end = size + len(chunk)
-        if end > len(buffer):
-            break
-        buffer[size:end] = chunk
-        size = end
-        if not message.get("more_body", False):
-            break
-    if end != len(buffer):
-        raise BadRequest("the body is not as long as its Content-Length says")
 
 
 async def _collect(receive: Receive, most: int) -> bytearray:

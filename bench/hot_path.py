@@ -26,6 +26,7 @@ from rich.progress import Progress
 from uvicorn.server import ServerState
 
 from api.app import create_app
+from api.limits import GONE, TAKE
 from api.protocol import uvicorn_config
 from bench import report
 from bench.common import machine_facts, write_result
@@ -35,6 +36,7 @@ from core.header import read_header
 from core.request import ImagePart, ImageRequest, Span
 from core.settings import Settings
 from core.ticket import Group, Ticket
+from engine import logs
 from engine.build import build
 from engine.engine import Engine
 from scheduler.commands import Command, Dispatch
@@ -47,7 +49,7 @@ from workers.messages import BatchDone, Finished, ItemsDone, RunBatch, RunItem, 
 
 BATCH = 8
 FLOW = 64
-READ = 256_000  # what uvloop reads at once
+READ = 256 << 10  # what is read at once of a body that nobody wants elsewhere
 Stage = Callable[[], Awaitable[float]]
 
 
@@ -121,17 +123,18 @@ class Bench:
         loan.__exit__()
 
     async def whole_app(self) -> None:
-        pieces = [memoryview(self.body)[at : at + READ] for at in range(0, len(self.body), READ)]
-        messages = [{"type": "http.request", "body": one, "more_body": one is not pieces[-1]} for one in pieces]
+        def take(room: memoryview) -> int:
+            room[:] = self.body
+            return len(self.body)
 
         async def receive() -> Any:
-            return messages.pop(0)
+            raise AssertionError("the whole body has been taken")
 
         async def send(_: Any) -> None: ...
 
         scope = {
             "type": "http", "method": "POST", "path": "/run/echo", "query_string": b"", "extensions": {
-                "imagepool.gone": lambda _: None}, "headers": [(b"host", b"127.0.0.1"), (b"content-type", b"image/png"),
+                GONE: lambda _: None, TAKE: take}, "headers": [(b"host", b"127.0.0.1"), (b"content-type", b"image/png"),
                                                                (b"content-length", b"%d" % len(self.body))],
         }  # fmt: skip
         await self.app(scope, receive, send)
@@ -147,30 +150,23 @@ class Bench:
     async def app_whole(self) -> float:
         return await each_async(lambda: self.of_eight(self.whole_app), self.count, BATCH)
 
-    def bodies(self, flow: int = FLOW) -> Iterator[bytes]:
-        """As many bodies as are on their way at once, again and again: no cache holds 64 of them."""
-        return cycle([bytes(bytearray(self.body)) for _ in range(flow)])
-
-    async def fill(self, flow: int) -> float:
+    def bodies(self) -> Iterator[memoryview]:
+        """As many bodies in shared memory as are on their way at once, again and again: no cache holds 64 of them."""
         arena = Arena(128 << 20)
-        held = deque(arena.take(len(self.body)) for _ in range(flow))
-        bodies = self.bodies(flow)
+        bodies = [arena.view(arena.take(len(self.body))) for _ in range(FLOW)]
+        for body in bodies:
+            body[:] = self.body
+        return cycle(bodies)
+
+    async def fill(self) -> float:
+        """What the kernel does in `kernel` and `whole_app` does here by itself."""
+        arena = Arena(128 << 20)
+        held = deque(arena.take(len(self.body)) for _ in range(BATCH))
 
         def work() -> None:
             arena.give(held.popleft())
             held.append(arena.take(len(self.body)))
-            arena.view(held[-1])[:] = next(bodies)
-
-        return each(work, self.count)
-
-    async def hand_over(self) -> float:
-        """uvloop reads into a buffer of its own and hands out bytes: one more copy."""
-        bodies = self.bodies()
-
-        def work() -> None:
-            body = memoryview(next(bodies))
-            for at in range(0, len(body), READ):
-                bytes(body[at : at + READ])
+            arena.view(held[-1])[:] = self.body
 
         return each(work, self.count)
 
@@ -220,7 +216,8 @@ class Bench:
         config = uvicorn_config(self.settings, swallow)
         config.load()
         made: Any = config.http_protocol_class
-        connection = made(config=config, server_state=ServerState(), app_state={}, _loop=asyncio.get_running_loop())
+        given = {"config": config, "server_state": ServerState(), "app_state": {}, "_loop": asyncio.get_running_loop()}
+        connection = made(**given).http
         connection.connection_made(Nowhere())
         head = (
             b"POST /run/echo HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: image/png\r\nContent-Length: %d\r\n\r\n"
@@ -240,7 +237,8 @@ class Bench:
         return found
 
     async def kernel(self) -> tuple[float, float]:
-        """Reading the body from a socket and writing it to one, over the loopback interface."""
+        """Reading the body from a socket into shared memory and writing it to one from there, over the loopback
+        interface."""
         with socket.create_server(("127.0.0.1", 0)) as server:
             left = socket.create_connection(server.getsockname())
             right, _ = server.accept()
@@ -248,15 +246,15 @@ class Bench:
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
             end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
         sent = received = 0.0
-        bodies = self.bodies()
+        bodies, places = self.bodies(), self.bodies()
         with left, right:
             for _ in range(self.count):
                 start = time.thread_time()
                 left.sendall(next(bodies))
                 middle = time.thread_time()
-                size = 0
+                place, size = next(places), 0
                 while size < len(self.body):
-                    size += len(right.recv(READ))
+                    size += right.recv_into(place[size:])
                 sent, received = sent + middle - start, received + time.thread_time() - middle
         return 1e6 * received / self.count, 1e6 * sent / self.count
 
@@ -264,11 +262,9 @@ class Bench:
         received, sent = await self.kernel()
         whole, engine, scheduler = await self.app_whole(), await self.engine_whole(), await self.scheduler()
         return {
-            "kernel: the body comes in": received,
-            "event loop: the body is handed out as bytes": await self.hand_over(),
+            "kernel: the body comes in, into shared memory": received,
             "protocol: head, body, task, answer's head": await self.protocol(),
-            "copy into shared memory": await self.fill(FLOW),
-            "door and dialect: ids, limits, options, image header": max(0.0, whole - engine - await self.fill(BATCH)),
+            "door and dialect: ids, limits, options, image header": max(0.0, whole - engine - await self.fill()),
             "engine: admission, memory, job, states, metrics": max(0.0, engine - scheduler),
             "scheduler": scheduler,
             "messages to and from the worker": await self.messages(),
@@ -306,6 +302,7 @@ async def swallow(_: Any, receive: Any, send: Any) -> None:
 
 
 async def take_apart(runs: int, count: int, tick: Callable[[], None]) -> list[dict[str, float]]:
+    logs.set_up("info", "console")  # else every job's end would be printed, which no server does
     with tempfile.TemporaryDirectory(prefix="imagepool-bench-") as outputs:
         folder = ROOT / "models" / "repository_test"
         settings = Settings(outputs=Path(outputs), models_folder=folder, models=("echo",), devices="cpu:1")

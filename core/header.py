@@ -14,12 +14,14 @@ from typing import Literal
 
 from core.errors import InvalidImage, TooLarge, UnsupportedImage
 from core.headers import ACCEPTED, Facts, avif, jpeg, png, webp
+from core.pickles import by_position
 
 ImageFormat = Literal["png", "jpeg", "webp", "avif"]
 MAX_SIDE = 65_535
 NAMES: Mapping[ImageFormat, str] = {"png": "PNG", "jpeg": "JPEG", "webp": "WebP", "avif": "AVIF"}
 
 
+@by_position
 @dataclass(frozen=True, slots=True)
 class ImageHeader:
     """Facts read from the header alone, before any pixel is decoded.

@@ -8,6 +8,7 @@ from enum import IntEnum
 from typing import Any, Literal
 
 from core.header import ImageHeader
+from core.pickles import by_position
 
 
 class Priority(IntEnum):
@@ -19,6 +20,7 @@ class Priority(IntEnum):
     TEST = 3
 
 
+@by_position
 @dataclass(frozen=True, slots=True)
 class Span:
     """A piece of the shared arena: `size` bytes from `offset`; `capacity` bytes were reserved."""
@@ -32,6 +34,7 @@ Role = Literal["image", "mask", "control", "reference"]
 ROLES: tuple[Role, ...] = ("image", "mask", "control", "reference")
 
 
+@by_position
 @dataclass(frozen=True, slots=True)
 class ImagePart:
     """One encoded image of a request. Its role: the picture to change, what of it to change, a map that guides the
@@ -67,6 +70,7 @@ class Watermark:
     scale: float = 0.15
 
 
+@by_position
 @dataclass(frozen=True, slots=True)
 class OutputFormat:
     """How the result is encoded. `quality` 1-100 counts for jpeg, webp and avif; None takes the codec's default.

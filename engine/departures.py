@@ -87,10 +87,10 @@ class Departures:
             self._tell(BatchEnded(order.worker, order.incarnation, order.batch, 0.0))
             return
         batch = self._flights.take_off(order, lives, asyncio.get_running_loop().time())
+        self._pool.send(order.worker, order.incarnation, batch)
         group = order.tickets[0].group
         if not group.stepped:
             self._metrics.batch_dispatched(batch.model, resolution_class(group.height * group.width), len(lives))
-        self._pool.send(order.worker, order.incarnation, batch)
 
     def _does_not_fit(self, order: Dispatch, lives: list[Live], fault: StorageFull) -> None:
         place = order.worker, order.incarnation, order.batch

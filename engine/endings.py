@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
@@ -101,7 +102,10 @@ class Endings:
         self._register.move(live, state, at, device=job.device, why=error.message if error else None)
         live.grant.release()
         self._flights.ended(live)
-        self._metrics.job_ended(job)
+        asyncio.get_running_loop().call_soon(self._note, live)  # after whoever waits has answered its client
+
+    def _note(self, live: Live) -> None:
+        self._metrics.job_ended(live.job)
         _log_end(live)
 
 

@@ -248,7 +248,7 @@ class Engine:
         live = self._admit_live(job, spec, grant, [*spans, *([span] if span else [])])
         live.heard, live.seen = heard, seen
         try:
-            await asyncio.shield(live.done)
+            await live.done  # nobody else's wait is harmed when it is cancelled with this one: the job goes with it
         except asyncio.CancelledError:
             self.tell(Cancelled(job.id))
             if live.result is not None:  # it had just succeeded
@@ -285,7 +285,7 @@ class Engine:
         if live is not None:
             self.tell(Cancelled(job_id))
             if live.concluding:
-                await asyncio.shield(live.done)
+                await asyncio.wait([live.done])
         return job
 
     async def result(self, job_id: str, tenant: str | None = None) -> ResultBody:
@@ -346,8 +346,8 @@ class Engine:
         )
         live = Live(job, spec, ticket, grant, self._loop.create_future(), list(spans))
         self.register.add(live)
-        self.metrics.job_created(job)
         self.tell(Submitted(ticket, front))
+        self.metrics.job_created(job)  # counted when it is on its way: until then a device may be idle
         return live
 
     def _resume(self, job: Job) -> None:

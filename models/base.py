@@ -46,7 +46,8 @@ class Item:
 
 @dataclass(slots=True)
 class Output:
-    """One result. `image` is uint8 h x w x 3 (RGB), h x w x 4 (RGBA) or h x w (grey); raw models give `data`.
+    """One result. `image` is uint8 h x w x 3 (RGB), h x w x 4 (RGBA) or h x w (grey); raw models give `data`, which may
+    be a view of an item's.
     `facts` is plain data told to the client beside the pixels."""
 
     image: np.ndarray | None = None

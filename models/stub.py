@@ -96,13 +96,13 @@ def _wait(item: Item, seconds: float) -> None:
 
 
 class Echo(Adapter):
-    """Gives every item's bytes back as new bytes, after base_ms + per_item_ms x items: the overhead benchmark. The
-    options hold the times; a parameter other than -1 overrides them."""
+    """Gives every item's bytes back, after base_ms + per_item_ms x items: the overhead benchmark. The options hold the
+    times; a parameter other than -1 overrides them."""
 
     def run(self, items: Sequence[Item]) -> list[Output]:
         base = max(self._time(item, "base_ms") for item in items)
         time.sleep((base + sum(self._time(item, "per_item_ms") for item in items)) / 1000)
-        return [Output(data=bytes(item.data)) for item in items if item.data is not None]
+        return [Output(data=item.data) for item in items if item.data is not None]
 
     def _time(self, item: Item, name: str) -> float:
         own = float(item.params.get(name, -1))

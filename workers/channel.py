@@ -110,8 +110,8 @@ class MasterEnd:
             return
         waiting = bool(self._unsent)
         self._unsent.append(memoryview(pack(messages)))
-        if not waiting:
-            self._flush()
+        if not waiting and self._write():
+            self._loop.add_writer(self._requests.fileno(), self._flush)
 
     def close(self) -> None:
         """Close both pipes. `on_closed` is not called any more."""
@@ -126,21 +126,23 @@ class MasterEnd:
         self._results.close()
 
     def _flush(self) -> None:
-        fd = self._requests.fileno()
+        if not self._write():
+            self._loop.remove_writer(self._requests.fileno())
+
+    def _write(self) -> bool:
+        """What the pipe takes now; whether something is left for later."""
         try:
             while self._unsent:
-                rest = self._unsent[0]
-                rest = rest[os.write(fd, rest) :]
+                rest = self._unsent[0][os.write(self._requests.fileno(), self._unsent[0]) :]
                 if rest:
                     self._unsent[0] = rest
                 else:
                     self._unsent.popleft()
-            self._loop.remove_writer(fd)
         except BlockingIOError:
-            self._loop.add_writer(fd, self._flush)
+            return True
         except BrokenPipeError:
             self._unsent.clear()
-            self._loop.remove_writer(fd)
+        return False
 
     def _readable(self) -> None:
         try:

@@ -8,6 +8,7 @@ from typing import Any
 
 from core.errors import ErrorInfo
 from core.model import ModelSpec
+from core.pickles import by_position
 from core.request import ImagePart, OutputFormat, Span
 
 # --- master -> worker ---------------------------------------------------------------------------------------------
@@ -32,6 +33,7 @@ class Boot:
     log_level: str = "info"
 
 
+@by_position
 @dataclass(frozen=True, slots=True)
 class RunItem:
     """One job of a batch. `output` is where the encoded result goes, `size` the height and width that it must have;
@@ -48,6 +50,7 @@ class RunItem:
     previews: bool = False
 
 
+@by_position
 @dataclass(frozen=True, slots=True)
 class RunBatch:
     """Jobs of one group for one model. A stepped model's job comes alone and runs beside all else."""
@@ -57,6 +60,7 @@ class RunBatch:
     items: tuple[RunItem, ...]
 
 
+@by_position
 @dataclass(frozen=True, slots=True)
 class Drop:
     """The job of that batch is no longer wanted; leave it out where that is still possible."""
@@ -108,6 +112,7 @@ class JobProgress:
     fraction: float
 
 
+@by_position
 @dataclass(frozen=True, slots=True)
 class JobParked:
     """The stepped job waits for more urgent ones, its state kept (`parked`), or goes on."""
@@ -152,6 +157,7 @@ class Finished:
     error: ErrorInfo | None = None
 
 
+@by_position
 @dataclass(frozen=True, slots=True)
 class ItemsDone:
     """Items of one batch that are finished (in any order, in as many messages as it takes)."""
@@ -160,6 +166,7 @@ class ItemsDone:
     items: tuple[Finished, ...]
 
 
+@by_position
 @dataclass(frozen=True, slots=True)
 class BatchDone:
     """Every item of the batch has been answered; `seconds` it spent in the device loop."""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from api.limits import whole
-from tests.process.door_kit import dial, listen, read_answer, settings
+from api.limits import TAKE, Body, whole
+from tests.process.door_kit import dial, listen, read_answer, settings, until
 
 TRAP = b"GET / HTTP/1.1\r\n\r\n"  # what a parser that lost its place would take for a request
 BODY = (TRAP + bytes(range(256))) * 2_000
@@ -21,24 +23,46 @@ class Mirror:
 
     def __init__(self) -> None:
         self.kinds: set[type] = set()
+        self.taken = 0  # bytes that came the short way
+        self.left = 0   # clients that went away in the middle of a body
         self.header = (b"x-note", b"fine")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"] == "/bytes":
             receive = whole(receive)
+        try:
+            buffer = await (self.fill if scope["path"] == "/fill" else self.read)(scope, receive)
+        except ClientDisconnect:
+            self.left += 1
+            return
+        headers = [(b"content-length", b"%d" % len(buffer)), self.header]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": memoryview(buffer)})
+        buffer[:] = bytes(len(buffer))
+
+    async def read(self, _: Scope, receive: Receive) -> bytearray:
         buffer = bytearray()
         more = True
         while more:
             message = await receive()
             if message["type"] != "http.request":
-                return
+                raise ClientDisconnect
             self.kinds.add(type(message["body"]))
             buffer += message["body"]
             more = message["more_body"]
-        headers = [(b"content-length", b"%d" % len(buffer)), self.header]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": memoryview(buffer)})
-        buffer[:] = bytes(len(buffer))
+        return buffer
+
+    async def fill(self, scope: Scope, receive: Receive) -> bytearray:
+        def take(room: memoryview) -> int:
+            count: int = scope["extensions"][TAKE](room)
+            self.taken += count
+            return count
+
+        body = Body(receive, 5.0, time.monotonic, take)
+        body.limit = len(BODY)
+        buffer = bytearray(int(dict(scope["headers"])[b"content-length"]))
+        await body.fill(memoryview(buffer))
+        return buffer
 
 
 @pytest.fixture
@@ -83,6 +107,35 @@ async def test_requests_behind_a_large_body_wait_for_their_turn(port: int) -> No
         writer.write(b"".join(map(post, bodies)))
         for body in bodies:
             assert (await read_answer(reader))[2] == body
+
+
+async def test_a_body_goes_straight_to_where_it_is_wanted_and_no_byte_further(port: int, mirror: Mirror) -> None:
+    bodies = [BODY, b"second", BODY[::-1], BODY[:40_000], b"last"]
+    async with dial(port) as (reader, writer):
+        writer.write(b"".join(post(body, "/fill") for body in bodies))
+        for body in bodies:
+            assert (await read_answer(reader))[2] == body
+    assert mirror.taken > 0
+
+
+async def test_a_body_in_pieces_comes_whole_whichever_way_each_piece_takes(port: int, mirror: Mirror) -> None:
+    data = post(BODY, "/fill")
+    async with dial(port) as (reader, writer):
+        for start in range(0, len(data), 90_001):
+            writer.write(data[start : start + 90_001])
+            await writer.drain()
+            await asyncio.sleep(0.01)
+        assert (await read_answer(reader))[2] == BODY
+        writer.write(post(b"next", "/fill"))
+        assert (await read_answer(reader))[2] == b"next"
+
+
+async def test_a_client_that_leaves_before_its_body_was_taken_is_missed(port: int, mirror: Mirror) -> None:
+    async with dial(port) as (_, writer):
+        writer.write(post(BODY, "/fill")[: len(BODY) // 2])
+        await writer.drain()
+        await until(lambda: mirror.taken > 0)
+    await until(lambda: mirror.left)
 
 
 async def test_an_answer_to_a_slow_reader_is_not_changed_by_what_happens_to_its_memory(port: int) -> None:

@@ -132,6 +132,32 @@ async def test_a_trickle_times_out_though_it_is_never_silent() -> None:
     assert caught.value.code == "request_timeout"
 
 
+def spoken(*pieces: bytes) -> Body:
+    """A body that comes in these pieces, from a server that is not ours."""
+    messages: list[Message] = [{"type": "http.request", "body": piece, "more_body": True} for piece in pieces]
+    messages[-1]["more_body"] = False
+
+    async def receive() -> Message:
+        return messages.pop(0)
+
+    body = Body(receive, 1.0, lambda: 0.0)
+    body.limit = 100
+    return body
+
+
+async def test_a_body_fills_the_room_that_was_made_for_it() -> None:
+    room = bytearray(5)
+    await spoken(b"ab", b"cde", b"").fill(memoryview(room))
+    assert room == b"abcde"
+
+
+@pytest.mark.parametrize("length", [3, 6])
+async def test_a_body_that_does_not_fill_its_room_is_refused(length: int) -> None:
+    with pytest.raises(ImagePoolError) as caught:
+        await spoken(b"ab", b"cde").fill(memoryview(bytearray(length)))
+    assert caught.value.code == "bad_request"
+
+
 async def test_waiting_for_the_client_to_leave_has_no_timeout() -> None:
     messages: list[Message] = [{"type": "http.request", "body": b"a"}, {"type": "http.disconnect"}]
 

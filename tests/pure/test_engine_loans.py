@@ -28,13 +28,20 @@ async def test_a_loan_is_the_workers_own_bytes_and_is_given_back_with_its_block(
             bytes(loan.data)
 
 
-async def test_a_client_that_leaves_in_the_moment_of_success_leaves_no_memory_behind(tmp_path):
+async def test_a_client_that_leaves_in_the_moment_of_success_leaves_no_memory_behind(tmp_path, monkeypatch):
     async with engine(tmp_path, workers=("cpu:0",)) as (made, pool):
         pool.hold()
         waiting = asyncio.create_task(made.lend(request(png(1), durable=False)))
         await until(lambda: made.register.live and pool.workers["cpu:0"].held)
         live = next(iter(made.register.live.values()))
-        live.done.add_done_callback(lambda _: waiting.cancel())
+        move = made.register.move
+
+        def move_and_leave(*given, **named):
+            move(*given, **named)
+            if live.done.done():  # who waits has not woken up yet
+                waiting.cancel()
+
+        monkeypatch.setattr(made.register, "move", move_and_leave)
         pool.release()
         with pytest.raises(asyncio.CancelledError):
             await waiting
