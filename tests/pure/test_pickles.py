@@ -25,7 +25,7 @@ class Single:
 
 SPAN = Span(4096, 100, 8192)
 PART = ImagePart("image", SPAN, ImageHeader("png", 3, 4, orientation=6, alpha=True), 100)
-ITEM = RunItem("a", (PART,), {"seed": 1}, OutputFormat("jpeg", quality=70), SPAN)
+ITEM = RunItem("a", (PART,), {"seed": 1}, OutputFormat("jpeg", quality=70), SPAN, (480, 640))
 
 
 @pytest.mark.parametrize("whole", [
