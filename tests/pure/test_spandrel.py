@@ -178,6 +178,6 @@ def test_no_stand_in_for_torchvision_stays_behind() -> None:
 
 
 def test_the_examples_are_models() -> None:
-    for file in EXAMPLES.glob("*.toml"):
-        spec = read_spec(file.read_text(encoding="utf-8"), file.stem)
+    for name in ("lama_weights", "realesrgan_x4"):
+        spec = read_spec((EXAMPLES / f"{name}.toml").read_text(encoding="utf-8"), name)
         assert spec.weights is not None and "weights" in (spec.lacks() or "")
