@@ -119,7 +119,8 @@ class ModelSpec:
     sizes in one batch. weights: the file without which the model is not offered.
     takes: by role, the least and the most images of a request, where that is not one image (and one mask with
     `needs_mask`). stepped: its runs share forwards step by step, and a job joins those that run; timeout then bounds
-    one forward. steps_param: the parameter that counts a job's steps.
+    one forward. steps_param: the parameter that counts a job's steps. side: of a result, in pixels, for which neither
+    an image nor the parameters `height` and `width` say how large it is.
     """
 
     name: str
@@ -142,6 +143,7 @@ class ModelSpec:
     takes: Mapping[str, Sequence[int]] = field(default_factory=dict)
     stepped: bool = False
     steps_param: str | None = None
+    side: int = REFERENCE_SIDE
     params: Mapping[str, Param] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -188,13 +190,13 @@ class ModelSpec:
 
     def canvas(self, image: ImagePart | None, params: Mapping[str, Any]) -> tuple[int, int]:
         """Height and width of the result: what the parameters `height` and `width` say, where the model has them and
-        they are not 0; else those of the image, upright, times the scale."""
+        they are not 0; else those of the image, upright, times the scale; else `side`."""
         height, width = int(params.get("height") or 0), int(params.get("width") or 0)
         if image is not None:
             scale = self.scale(params)
             height = height or image.header.upright_height * scale
             width = width or image.header.upright_width * scale
-        return height or REFERENCE_SIDE, width or REFERENCE_SIDE
+        return height or self.side, width or self.side
 
     def group(
         self, image: ImagePart | None, params: Mapping[str, Any], caps: Sequence[tuple[int, int]]

@@ -53,12 +53,15 @@ def sdxl_unet(channels: int = 4) -> Any:
 
 
 def controlnet(network: Any) -> Any:
-    """Its last convolutions are zero before training, with which no control would be seen."""
+    """Its last convolutions are zero before training, and the map's are small: no control would be seen."""
     from diffusers import ControlNetModel
 
     made = ControlNetModel.from_unet(network, conditioning_embedding_out_channels=(4, 8, 8, 16))
-    for module in (made.controlnet_mid_block, *made.controlnet_down_blocks, made.controlnet_cond_embedding.conv_out):
+    for module in (made.controlnet_mid_block, *made.controlnet_down_blocks):
         torch.nn.init.normal_(module.weight, std=0.05)
+    embedding = made.controlnet_cond_embedding
+    for module in (embedding.conv_in, *embedding.blocks, embedding.conv_out):
+        torch.nn.init.kaiming_normal_(module.weight)  # in the usual small ones the map would get lost on its way
     return made.eval()
 
 

@@ -1,0 +1,129 @@
+"""Any diffusers pipeline as a model of the server, whose requests share their steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from core import loras
+from core.errors import ModelFailed
+from models.base import Item, Output
+from models.diffusion import loading, requests, samplers, sources, tasks
+from models.diffusion.lora import LoraRack, LoraSet
+from models.diffusion.memory import memory_of, refuse_too_large, sizes_of
+from models.diffusion.networks import HostedNetworks
+from models.stepping.contract import StepAdapter
+from models.stepping.rendezvous import PipelineRun, SharedPipeline
+
+MOST_PIPELINES = 64  # kept ready: classes times sets of LoRAs
+
+
+class Diffusion(StepAdapter):
+    """One set of weights; what is done with it follows from what a request brings (see `tasks.choose`).
+
+    Options: `source` (a folder in diffusers' layout, a .safetensors file, a hub id, "modelscope:owner/name") with
+    `variant`, `revision`, `offline`, `trust_pickle`; `pipeline`, a class of diffusers, where the source does not tell
+    the right one ("auto"); `dtype` float32, float16, bfloat16 or auto; `controlnets`, by control type their sources;
+    `lora_folder`, `max_loras`; `offload`, one network at a time on the device; `memory_gb`, what all models together
+    may use of the device for weights; `vae_tiling`, `vae_slicing`, `channels_last`; `safety_checker`; `max_side`;
+    `row_sizes`, see `MergedNetwork`.
+
+    Params are the pipeline's own arguments, some under shorter names, and ours: see `requests.ask`.
+    """
+
+    def load(self) -> None:
+        """Raises `ModelFailed` with a sentence: what is missing, refused or too large, and what to do."""
+        source = sources.find(self.options)
+        if not self.options.get("trust_pickle"):
+            source.refuse_pickles()
+        self._memory = memory_of(self.device)
+        if gigabytes := float(self.options.get("memory_gb") or 0):
+            self._memory.residency.budget = min(self._memory.residency.budget, int(gigabytes * 1e9))
+        dtype = loading.dtype_of(self.options, self.device)
+        self._refuse_too_large(source.sizes(dtype.itemsize))
+        pipeline = loading.load_pipeline(source, self.options, dtype)
+        self._control_nets = tasks.control_nets(pipeline, loading.load_control_nets(self.options, dtype))
+        self._kind = type(pipeline)
+        self._base = tasks.build(self._kind, pipeline, self.device)
+        self._scheduler = getattr(pipeline, "scheduler", None)
+        self._multiple = loading.multiple_of(pipeline, self.options)
+        self._only_masks = loading.only_masks(pipeline)
+        folder = str(self.options.get("lora_folder") or "")
+        self._rack = LoraRack(
+            self._base, loras.LoraFolder(loading.as_path(folder)) if folder else None, self._memory,
+            int(self.options.get("max_loras", 8)),
+        )
+        self._shared: dict[tuple[type, str, tuple[Any, ...]], SharedPipeline] = {}
+        networks = {**pipeline.components, **{f"ControlNet {kind}": net for kind, net in self._control_nets.items()}}
+        self._refuse_too_large(sizes_of(networks))
+        for network in networks.values():
+            if isinstance(network, nn.Module):
+                self._memory.enter(network)
+
+    def _refuse_too_large(self, sizes: dict[str, int]) -> None:
+        refuse_too_large(sizes, self._memory.residency.budget, bool(self.options.get("offload")))
+
+    def warm_up(self) -> None:
+        """One small picture in two steps, on a GPU: its first calls cost more than the others."""
+        if self.device.type == "cuda":
+            grey = np.full((256, 256, 3), 128, np.uint8)
+            item = Item({"prompt": "test", "steps": 2, "seed": 0}, size=(256, 256))
+            item.image = grey if tasks.edits(self._kind) or self._only_masks else None
+            item.mask = grey[..., 0] if self._only_masks else None
+            with torch.inference_mode():
+                self.run([item])
+
+    def start(self, item: Item) -> PipelineRun:
+        """The item's run. Raises `InvalidParameter` for what this model cannot do."""
+        control = requests.control_of(item, list(self._control_nets))
+        kind = tasks.choose(self._kind, requests.brings(item, control), self._only_masks)
+        asked = requests.ask(kind, item, control, self._multiple, self.options)
+        name = str(item.params.get("scheduler") or item.params.get("sampler") or "")
+        scheduler = samplers.make(name, self._scheduler)
+        worn = self._rack.take(loras.wanted(item.params.get("lora_name"), item.params.get("lora_weight")))
+        shared = self._pipeline(kind, control.kind if control else "", worn)
+        return shared.start(asked.arguments, _finishing(asked, worn), scheduler)
+
+    def remaining(self, item: Item) -> float:
+        """About how many forwards of the denoiser the item will need."""
+        params: Mapping[str, Any] = item.params
+        steps = samplers.forwards(int(params.get("steps") or 50), self._scheduler)
+        partial = item.image is not None and not tasks.edits(self._kind)
+        share = float(params.get("strength") or 1.0) if partial else 1.0
+        twice = float(params.get("true_cfg_scale") or 1.0) > 1.0
+        return max(1.0, steps * share * (2 if twice else 1))
+
+    def _pipeline(self, kind: type, control: str, worn: LoraSet) -> SharedPipeline:
+        """The pipeline of that class around the model's weights, its networks running with these LoRAs."""
+        key = kind, control, worn.adapters
+        found = self._shared.pop(key, None)
+        if found is None:
+            more = {"controlnet": self._control_net(control)} if "ControlNet" in kind.__name__ else {}
+            built = tasks.build(kind, self._base, self.device, **more)
+            found = SharedPipeline(built, HostedNetworks(
+                self._memory, self._rack, worn.adapters, self.options.get("row_sizes", ())
+            ))
+        self._shared[key] = found  # the last used is the last to go
+        while len(self._shared) > MOST_PIPELINES:
+            del self._shared[next(iter(self._shared))]
+        return found
+
+    def _control_net(self, kind: str) -> Any:
+        found = self._control_nets.get(kind) or self._control_nets.get("")
+        if found is None:
+            raise ModelFailed("this task needs a ControlNet, and the model has none")
+        return found
+
+
+def _finishing(asked: requests.Asked, worn: LoraSet) -> Callable[[Any], Output]:
+    """What makes the output, and keeps the request's LoRAs attached until then."""
+
+    def finish(result: Any) -> Output:
+        _ = worn
+        return asked.finish(result)
+
+    return finish

@@ -1,0 +1,163 @@
+"""The weights of networks on their way between host and device, as `residency.py` decides.
+
+All networks of all diffusion models of a process that share a device share its memory. A network's weights come to the
+device before its forward; while the device is too small for all, they also stay on the host in pinned memory, so that
+to leave the device is to be forgotten there, and to come back is one copy. A model whose weights are larger than the
+device runs in the same way, one network at a time (diffusers calls that model offload).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from functools import cache
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor, nn
+
+from core.errors import ModelFailed, OutOfMemory
+from models.diffusion.residency import Residency
+
+SHARE = 0.85  # of the device's memory for weights; the rest is for what they compute
+
+
+class HostedModule:
+    """One module's weights. `device`: where they run; they start wherever they are."""
+
+    def __init__(self, module: nn.Module, device: torch.device) -> None:
+        self.module = module
+        self._device = device
+        self._host: dict[Tensor, Tensor] = {}  # by parameter, its data on the host while it is on the device
+
+    def size(self) -> int:
+        """Bytes of its weights."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self._tensors())
+
+    @torch.inference_mode(False)  # weights made under it could not be used elsewhere
+    def bring(self, keep: bool) -> None:
+        """To the device. `keep`: what lies on the host stays there, for the way back."""
+        kept: dict[Tensor, Tensor] = {}
+        for tensor in self._tensors():
+            if tensor.device != self._device:
+                host = tensor.data
+                if keep:
+                    host = kept[tensor] = self._pinned(host)
+                tensor.data = host.to(self._device, non_blocking=True)
+            elif tensor in self._host:
+                kept[tensor] = self._host[tensor]
+        self._host = kept
+
+    @torch.inference_mode(False)
+    def drop(self) -> None:
+        """Off the device. What is not on the host yet is copied there."""
+        for tensor in self._tensors():
+            if tensor.device != torch.device("cpu"):
+                kept = self._host.get(tensor)
+                tensor.data = tensor.data.to("cpu") if kept is None else kept
+        self._host.clear()
+
+    def _tensors(self) -> Iterator[Tensor]:
+        yield from self.module.parameters()
+        yield from self.module.buffers()
+
+    def _pinned(self, host: Tensor) -> Tensor:
+        return host.pin_memory() if self._device.type == "cuda" and not host.is_pinned() else host
+
+
+class DeviceMemory:
+    """The weights of all networks of one device. `budget`: bytes for them."""
+
+    def __init__(
+        self, device: torch.device, budget: int, clock: Callable[[], float] = time.monotonic,
+        host: Callable[[nn.Module, torch.device], HostedModule] = HostedModule,
+    ) -> None:
+        self.device = device
+        self.residency = Residency(budget)
+        self._clock, self._host = clock, host
+        self._modules: dict[Hashable, HostedModule] = {}
+
+    def enter(self, module: nn.Module) -> None:
+        """Have the module's weights looked after, or, if they are, measured anew. Raises `OutOfMemory` when they are
+        too large for the budget, alone."""
+        hosted = self._modules.get(id(module)) or self._host(module, self.device)
+        try:
+            self.residency.enter(id(module), hosted.size())
+        except ValueError:
+            raise OutOfMemory(f"a network of {readable(hosted.size())} does not fit this device, which has "
+                              f"{readable(self.residency.budget)} for weights") from None
+        self._modules[id(module)] = hosted
+        if id(module) in self.residency:
+            hosted.bring(keep=self.residency.crowded)  # something was added to it
+
+    def leave(self, module: nn.Module) -> None:
+        """It will not run any more."""
+        if self._modules.pop(id(module), None):
+            self.residency.forget(id(module))
+
+    def bring(self, module: nn.Module) -> None:
+        """Its weights are on the device when this returns, or at least before anything that is asked of it later."""
+        hosted = self._modules.get(id(module))
+        if hosted is None:
+            return
+        was_there = id(module) in self.residency
+        for leaving in self.residency.use(id(module), self._clock()):
+            self._modules[leaving].drop()
+        if was_there:
+            return
+        try:
+            hosted.bring(keep=self.residency.crowded)
+        except BaseException:
+            hosted.drop()
+            self.residency.left(id(module))
+            raise
+
+    def welcome(self, module: nn.Module) -> bool:
+        """Whether it can run now without driving out weights that have just come."""
+        return id(module) not in self._modules or self.residency.welcome(id(module), self._clock())
+
+
+@cache
+def memory_of(device: torch.device) -> DeviceMemory:
+    """The one that all models of this process share."""
+    return DeviceMemory(device, int(SHARE * capacity(device)))
+
+
+def capacity(device: torch.device) -> int:
+    """Bytes of memory that the device has."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return int(psutil.virtual_memory().total)
+
+
+def sizes_of(parts: Mapping[str, Any]) -> dict[str, int]:
+    """By name, the bytes of those parts that are networks."""
+    return {
+        name: HostedModule(part, torch.device("cpu")).size() for name, part in parts.items()
+        if isinstance(part, nn.Module)
+    }
+
+
+def refuse_too_large(sizes: dict[str, int], budget: int, offload: bool) -> None:
+    """Raises `ModelFailed` with the numbers when networks of these sizes, in bytes, cannot run within the budget: all
+    of them at once, or with `offload` one at a time."""
+    whole = sum(sizes.values())
+    largest = max(sizes, key=sizes.__getitem__, default="")
+    if not sizes or (sizes[largest] if offload else whole) <= budget:
+        return
+    if not offload:
+        advice = "set the model's option 'offload' to true (one network at a time), " if len(sizes) > 1 else ""
+        raise ModelFailed(
+            f"its weights need {readable(whole)} and this device has {readable(budget)} for weights; {advice}choose "
+            "a 'dtype' of fewer bits, or a device with more memory"
+        )
+    raise ModelFailed(
+        f"even alone, its {largest} needs {readable(sizes[largest])} and this device has {readable(budget)} for "
+        "weights; choose a 'dtype' of fewer bits, or a device with more memory"
+    )
+
+
+def readable(size: int) -> str:
+    """A number of bytes for people."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"

@@ -1,0 +1,182 @@
+"""Where a diffusion model's files lie, what of them would be loaded, and why a model is refused before it is loaded.
+
+A source is a folder in diffusers' layout, one .safetensors file, a repository on the Hugging Face hub ("owner/name") or
+on ModelScope ("modelscope:owner/name", looked for in MODELSCOPE_CACHE first). Weights count as safe when they are
+.safetensors: pickles (.bin, .ckpt, .pt) run whatever code was put into them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from core.errors import ModelFailed
+from core.tensorfile import TensorFile
+
+INDEX = "model_index.json"
+MODELSCOPE = "modelscope:"
+PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+SAFE = ".safetensors"
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+WEIGHTS = re.compile(
+    r"(?:diffusion_pytorch_model|model|pytorch_model)(?:\.(?P<before>[\w-]+?))?(?:-\d{5}-of-\d{5})?(?:\.(?P<after>\w+))?\.\w+"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A model's files on this machine: a folder or a single file."""
+
+    path: Path
+    variant: str | None = None
+
+    @property
+    def single_file(self) -> bool:
+        return self.path.is_file()
+
+    @property
+    def is_pipeline(self) -> bool:
+        """Whether it is a folder with several networks, rather than a single file or network."""
+        return (self.path / INDEX).is_file()
+
+    def index(self) -> dict[str, Any]:
+        """The folder's list of components. Raises `ModelFailed`."""
+        try:
+            index = json.loads((self.path / INDEX).read_text("utf-8"))
+        except FileNotFoundError:
+            raise ModelFailed(f"the folder '{self.path.name}' has no {INDEX}; it is no diffusers pipeline") from None
+        except (OSError, ValueError):
+            raise ModelFailed(f"{INDEX} of '{self.path.name}' cannot be read") from None
+        if not isinstance(index, dict) or not isinstance(index.get("_class_name"), str | list):
+            raise ModelFailed(f"{INDEX} of '{self.path.name}' names no pipeline class")
+        return index
+
+    def components(self) -> list[str]:
+        """The folders of its networks (and of all else that it is made of)."""
+        return [
+            name for name, entry in self.index().items()
+            if isinstance(entry, list) and entry and entry[0] and (self.path / name).is_dir()
+        ]
+
+    def weights(self) -> dict[str, list[Path]]:
+        """By component, the files of weights that would be loaded. A single file is all there is of "everything".
+
+        Raises `ModelFailed` where files are only there as another variant than was asked for.
+        """
+        if self.single_file:
+            return {"everything": [self.path]}
+        found = {name: self._files(self.path / name) for name in self.components()}
+        return {name: files for name, files in found.items() if files}
+
+    def _files(self, folder: Path) -> list[Path]:
+        variants: dict[str, list[Path]] = {}
+        for file in sorted(folder.iterdir()):
+            match = WEIGHTS.fullmatch(file.name)
+            if match and file.suffix in (SAFE, *PICKLES):
+                variants.setdefault(match["before"] or match["after"] or "", []).append(file)
+        wanted = self.variant if self.variant in variants else ""
+        if variants and wanted not in variants:
+            raise ModelFailed(
+                f"the {folder.name} of '{self.path.name}' is only there as {', '.join(sorted(variants))}; "
+                "name one of these as the model's option 'variant'"
+            )
+        files = variants.get(wanted or "", [])
+        safe = [file for file in files if file.suffix == SAFE]
+        return safe or files
+
+    def refuse_pickles(self) -> None:
+        """Raises `ModelFailed` when one of the files that would be loaded is a pickle."""
+        for name, files in self.weights().items():
+            for file in files:
+                if file.suffix in PICKLES:
+                    raise ModelFailed(
+                        f"{file.name} ({name}) is a pickle, which can run code when it is loaded; convert the weights "
+                        "to .safetensors, or set the model's option 'trust_pickle' if you know where they come from"
+                    )
+
+    def sizes(self, item_bytes: int | None = None) -> dict[str, int]:
+        """By component, the bytes of its weights. `item_bytes`: those of one number once it is loaded; None: as it
+        lies there. Pickles count by the length of their files."""
+        return {name: sum(_size(file, item_bytes) for file in files) for name, files in self.weights().items()}
+
+
+def find(
+    options: Mapping[str, Any], environ: Mapping[str, str] = os.environ, *, one_network: bool = False
+) -> Source:
+    """The files of the option `source`, downloaded first if they may be and need to. Options: `source`, `variant`,
+    `revision`, `offline`, `trust_pickle`. `one_network`: it is a ControlNet, not a pipeline. Raises `ModelFailed` with
+    what is missing and what to do."""
+    named = str(options.get("source", "")).strip()
+    variant = str(options.get("variant") or "") or None
+    if not named:
+        raise ModelFailed("the model's option 'source' is missing: a folder, a .safetensors file or a hub id")
+    if named.startswith(MODELSCOPE):
+        return Source(_modelscope(named.removeprefix(MODELSCOPE), options, environ), variant)
+    local = Path(named).expanduser()
+    if local.exists():
+        return Source(local, variant)
+    if not HUB_ID.fullmatch(named) or local.suffix in (SAFE, *PICKLES):
+        raise ModelFailed(f"the model's source '{local.name}' is not there; bring the folder or file, or name a hub id")
+    return Source(_hub(named, variant, options, one_network), variant)
+
+
+def _hub(name: str, variant: str | None, options: Mapping[str, Any], one_network: bool) -> Path:
+    from diffusers import DiffusionPipeline
+    from huggingface_hub import snapshot_download
+
+    offline = bool(options.get("offline"))
+    wanted: dict[str, Any] = {"revision": options.get("revision") or None, "local_files_only": offline}
+    try:
+        if one_network:
+            return Path(snapshot_download(name, allow_patterns=["config.json", f"diffusion_*{SAFE}"],
+                                          ignore_patterns=["*.fp16*"], **wanted))
+        safe = None if options.get("trust_pickle") else True
+        return Path(DiffusionPipeline.download(name, variant=variant, use_safetensors=safe, **wanted))
+    except (OSError, ValueError) as fault:
+        why = "it is not in the cache, and the option 'offline' is set" if offline else _first_line(fault)
+        raise ModelFailed(f"'{name}' cannot be had from the Hugging Face hub: {why}") from None
+
+
+def _modelscope(name: str, options: Mapping[str, Any], environ: Mapping[str, str]) -> Path:
+    """ModelScope's own folders, newest layout first; then its library, which writes to the same place."""
+    if not HUB_ID.fullmatch(name):
+        raise ModelFailed(f"'{name[:100]}' is no ModelScope id; it has the form owner/name")
+    cache = Path(environ.get("MODELSCOPE_CACHE") or "~/.cache/modelscope/hub").expanduser()
+    for spelling in (name, name.replace(".", "___")):
+        for folder in (cache / "models", cache / "hub" / "models", cache / "hub", cache):
+            if (folder / spelling / INDEX).is_file():
+                return folder / spelling
+    if options.get("offline"):
+        raise ModelFailed(f"'{name}' is not in ModelScope's cache, and the option 'offline' is set")
+    try:
+        from modelscope import snapshot_download
+    except ImportError:
+        raise ModelFailed(
+            f"'{name}' is not in ModelScope's cache, and to download it the package is missing: pip install modelscope"
+        ) from None
+    try:
+        return Path(snapshot_download(name, revision=options.get("revision") or None))
+    except Exception as fault:
+        raise ModelFailed(f"'{name}' cannot be had from ModelScope: {_first_line(fault)}") from None
+
+
+def _size(file: Path, item_bytes: int | None) -> int:
+    if file.suffix != SAFE:
+        return file.stat().st_size
+    try:
+        tensors = TensorFile.read(file).tensors.values()
+    except ValueError as fault:
+        raise ModelFailed(f"the weights {file.name} are damaged: {fault}; fetch them again") from None
+    return sum(
+        tensor.elements * item_bytes if item_bytes and tensor.dtype.startswith(("F", "BF")) else tensor.size
+        for tensor in tensors
+    )
+
+
+def _first_line(fault: Exception) -> str:
+    return (str(fault).splitlines() or [type(fault).__name__])[0][:200]

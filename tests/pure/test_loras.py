@@ -1,0 +1,110 @@
+"""The folder of LoRAs as the master sees it: names, weights, headers; no torch."""
+
+from __future__ import annotations
+
+import json
+import struct
+
+import pytest
+
+from core.errors import BadRequest, InvalidParameter
+from core.loras import LoraFolder, checked_name, inspect, wanted
+from core.tensorfile import TensorFile
+
+
+def write(file, shapes, cut=0, dtype="F16"):
+    """A .safetensors file with zeros in the given shapes."""
+    header, place = {"__metadata__": {"made": "here"}}, 0
+    for name, shape in shapes.items():
+        size = 2
+        for side in shape:
+            size *= side
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [place, place + size]}
+        place += size
+    text = json.dumps(header).encode()
+    data = struct.pack("<Q", len(text)) + text + bytes(place)
+    file.write_bytes(data[: len(data) - cut])
+    return file
+
+
+KOHYA = {
+    "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k.lora_down.weight": [8, 768],
+    "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k.lora_up.weight": [320, 8],
+}
+
+
+def test_a_file_tells_its_rank_its_layers_and_its_family(tmp_path):
+    facts = inspect(write(tmp_path / "a.safetensors", KOHYA))
+    assert (facts.rank, facts.layers, facts.base) == (8, 1, "Stable Diffusion 1")
+    flux = {"transformer.single_transformer_blocks.0.attn.to_q.lora_A.weight": [4, 64]}
+    assert inspect(write(tmp_path / "b.safetensors", flux)).base == "Flux"
+    assert TensorFile.read(tmp_path / "a.safetensors").notes == {"made": "here"}
+
+
+@pytest.mark.parametrize(("content", "about"), [
+    (b"", "no safetensors"), (b"PK\x03\x04" + bytes(100), "no safetensors"),
+    (struct.pack("<Q", 1 << 60) + b"{}", "no safetensors"),
+    (struct.pack("<Q", 4) + b"{]}}" + bytes(8), "header"),
+    (struct.pack("<Q", 20000) + b"[" * 20000, "header"),
+    (struct.pack("<Q", 12) + b'{"a": [1, 2]}'[:12], "header"),
+    (struct.pack("<Q", 2) + b"{}", "low-rank"),
+])
+def test_what_is_no_lora_is_refused_in_a_sentence_without_a_path(tmp_path, content, about):
+    file = tmp_path / "secret.safetensors"
+    file.write_bytes(content)
+    with pytest.raises(BadRequest, match=about) as refused:
+        inspect(file)
+    assert str(tmp_path) not in str(refused.value)
+
+
+def test_a_file_that_was_cut_off_or_lies_about_its_shapes_is_refused(tmp_path):
+    with pytest.raises(BadRequest, match="cut off"):
+        inspect(write(tmp_path / "a.safetensors", KOHYA, cut=1))
+    with pytest.raises(BadRequest, match="header"):
+        inspect(write(tmp_path / "a.safetensors", KOHYA, dtype="F32"))
+    with pytest.raises(BadRequest, match="low-rank"):
+        inspect(write(tmp_path / "a.safetensors", {"unet.weight": [3, 3]}))
+
+
+@pytest.mark.parametrize("name", [
+    "../secret", "..", ".", "", " ", "a/b", "a\\b", "/etc/passwd", "a\0b", ".hidden", "a.", "x" * 101, "~", "C:evil",
+    "a\nb",
+])
+def test_a_name_cannot_lead_out_of_the_folder(tmp_path, name):
+    with pytest.raises(InvalidParameter):
+        checked_name(name)
+    with pytest.raises(InvalidParameter):
+        LoraFolder(tmp_path).file(name)
+
+
+@pytest.mark.parametrize("name", ["a", "Detail v1.2", "水彩", "a-b_c+d", "x" * 100])
+def test_ordinary_names_are_taken_with_or_without_the_suffix(name):
+    assert checked_name(f"{name}.safetensors") == checked_name(f" {name} ") == name
+
+
+def test_the_folder_is_looked_at_each_time(tmp_path):
+    folder = LoraFolder(tmp_path / "loras")
+    assert folder.list() == []
+    (tmp_path / "loras").mkdir()
+    write(tmp_path / "loras" / "b.safetensors", KOHYA)
+    write(tmp_path / "loras" / "a.safetensors", KOHYA)
+    (tmp_path / "loras" / "notes.txt").write_text("no")
+    (tmp_path / "loras" / "..bad.safetensors").write_text("no")
+    assert [lora.name for lora in folder.list()] == ["a", "b"]
+    before = folder.get("a")
+    write(tmp_path / "loras" / "a.safetensors", {**KOHYA, "more": [1]})
+    assert folder.get("a") != before
+    (tmp_path / "loras" / "a.safetensors").unlink()
+    with pytest.raises(InvalidParameter, match="no LoRA 'a'"):
+        folder.get("a")
+
+
+def test_names_and_weights_belong_together():
+    assert wanted("", None) == wanted(None, 1.5) == []
+    assert wanted("a", None) == [("a", 1.0)]
+    assert wanted("a, b", "0.5") == [("a", 0.5), ("b", 0.5)]
+    assert wanted(["a", "b"], [2, 0]) == [("a", 2.0), ("b", 0.0)]
+    for names, weights in [("a,b,c,d", None), ("a,a", None), ("a", "1,2"), ("a", 2.1), ("a", -0.1), ("a", "much"),
+                           ("a", "nan"), ("../a", 1)]:
+        with pytest.raises(InvalidParameter):
+            wanted(names, weights)
