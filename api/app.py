@@ -31,7 +31,7 @@ from core.errors import ImagePoolError, InternalError
 from core.settings import Settings
 from engine.engine import Engine
 
-DIALECTS = ("i2ii", "imagen", "iopaint", "lama_gateway", "kserve", "openai_images", "imagegenx", "web")
+DIALECTS = ("i2ii", "imagen", "iopaint", "lama_gateway", "kserve", "openai", "imagegenx", "lora", "web")
 EXPOSED = (
     "Location", "Retry-After", "ETag", "X-Request-ID", "X-Job-Id", "X-Device", "X-Batch-Size", "X-Compute-Ms",
     "Server-Timing", "RateLimit", "RateLimit-Policy", "Preference-Applied", "X-Seed", "X-Inference-Time-Ms",

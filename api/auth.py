@@ -107,7 +107,7 @@ class Keys:
         # Found by the first bytes of a hash, compared whole in constant time.
         known, found = self._keys.get(digest[:8], (NO_DIGEST, ANONYMOUS))
         if not hmac.compare_digest(digest, known):
-            raise Unauthorised("this API key is not known or has been revoked")
+            raise Unauthorised("this API key is not known or has been revoked", presented=True)
         return found
 
     def _look(self) -> tuple[int, int]:

@@ -7,6 +7,7 @@ always ends. Every error body is `{"detail": ...}`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -17,13 +18,15 @@ from starlette.responses import JSONResponse, Response
 
 from api import i2ii_shapes as shapes
 from api.auth import caller
+from api.choice import check, takes
 from api.dialect import UploadRoute, image_response
 from api.errors import ValidationFailed, status_of
 from api.i2ii_shapes import WORDS
 from api.images import read_image
 from core.errors import BY_CODE, BadRequest, ImagePoolError, JobNotFinished, JobNotFound, TooLarge
 from core.job import Job, Result
-from core.request import ImagePart, ImageRequest, OutputFormat
+from core.model import Catalogue, ModelSpec
+from core.request import ImagePart, ImageRequest, OutputFormat, Role
 from core.settings import Settings
 from core.states import State
 from engine.engine import Engine
@@ -31,7 +34,8 @@ from engine.engine import Engine
 PREFIXES = ("/edit", "/status/", "/result/", "/system/status", "/health")
 MAX_FILE = 10 * 1024 * 1024
 TOO_LARGE = "Image too large"
-MODEL = "edit"
+ONE_IMAGE: Mapping[Role, int] = {"image": 1}
+CLASSICAL = "edit"  # the model that serves where no diffusion model does
 
 
 def dress(error: ImagePoolError, request_id: str) -> tuple[int, dict[str, Any]]:
@@ -85,6 +89,7 @@ def router(engine: Engine, settings: Settings) -> APIRouter:
     routes = APIRouter(tags=["i2ii"])
     uploads = APIRouter(route_class=EditRoute)
     devices = _Devices(engine)
+    model = edit_model(engine.catalogue, settings.edit_model)
 
     @uploads.post(
         "/edit",
@@ -102,12 +107,12 @@ def router(engine: Engine, settings: Settings) -> APIRouter:
     )
     async def edit(request: Request, form: Annotated[EditForm, Form(media_type="multipart/form-data")]) -> Response:
         who = caller(request)
-        params = read_params(form)
+        spec, params = engine.catalogue[model], read_params(form)
         job = await engine.submit(
             ImageRequest(
-                model=MODEL,
+                model=spec.name,
                 images=(await read_file(form.image, settings.max_pixels),),
-                params=engine.catalogue[MODEL].check_params(params),
+                params=fit(spec, params),
                 output=OutputFormat("png"),
                 priority=who.priority,
                 tenant=who.tenant,
@@ -201,6 +206,22 @@ def router(engine: Engine, settings: Settings) -> APIRouter:
 
     routes.include_router(uploads)
     return routes
+
+
+def edit_model(catalogue: Catalogue, wanted: str) -> str:
+    """The name of `/edit`'s model: the one wanted, else the first diffusion model that edits an image, else the
+    classical one. Raises ValueError for one that was wanted and cannot do it."""
+    if wanted and (wanted not in catalogue or not takes(catalogue[wanted], ONE_IMAGE)):
+        raise ValueError(f"--edit-model {wanted}: there is no model of that name that edits one image")
+    stepped = (spec.name for spec in catalogue if spec.stepped and spec.task == "edit" and takes(spec, ONE_IMAGE))
+    return wanted or next(stepped, CLASSICAL)
+
+
+def fit(spec: ModelSpec, params: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters as the model calls them: those it has no name for are left out. Raises `InvalidParameter`."""
+    scale = "true_cfg_scale" if "true_cfg_scale" in spec.params else "guidance"
+    usual = {name: value for name, value in params.items() if name not in ("prompt", "guidance")}
+    return check(spec, {"prompt": params["prompt"]}, {**usual, scale: params["guidance"]})
 
 
 def read_params(form: EditForm) -> dict[str, Any]:

@@ -6,7 +6,7 @@ README showed; the form wins. Errors wear the envelope `{"error": {"code", "mess
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any
 from uuid import UUID
@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field
 from starlette.responses import JSONResponse, Response
 
 from api.auth import Caller, caller
+from api.choice import takes
 from api.dialect import UploadRoute, image_response
 from api.errors import ValidationFailed, status_of
 from api.imagen_params import (
@@ -32,12 +33,14 @@ from api.imagen_params import (
     StyleParams,
     UpscaleForm,
     UpscaleParams,
+    drawn_by,
     merge,
 )
 from api.images import read_image
 from api.limits import file_limit
 from core.errors import ImagePoolError, InvalidImage, JobNotFinished, JobNotFound, TooLarge, from_info
 from core.job import Job
+from core.model import Catalogue
 from core.request import ImagePart, ImageRequest, OutputFormat
 from core.settings import Settings, Tier
 from core.states import State
@@ -207,6 +210,21 @@ def limits(who: Caller, settings: Settings) -> dict[str, Any]:
     }
 
 
+def drawn_operations(catalogue: Catalogue, wanted: Sequence[str]) -> dict[str, Operation]:
+    """By type, the operations that diffusion models do, from "enhance=NAME" and the like. Raises ValueError."""
+    found = {}
+    classical = {operation.model: operation for operation in (ENHANCE, COMIC, AGED)}
+    for word in wanted:
+        place, _, name = word.partition("=")
+        if place not in classical or name not in catalogue or not takes(catalogue[name], {"image": 1}):
+            raise ValueError(
+                f"--imagen-models {word}: give {', '.join(classical)} as enhance=NAME, with the name of a model that "
+                "takes one image"
+            )
+        found[classical[place].type] = drawn_by(classical[place], catalogue[name])
+    return found
+
+
 def _mb(size: int) -> int | float:
     mb = size / 2**20
     return int(mb) if mb.is_integer() else round(mb, 3)
@@ -223,6 +241,7 @@ def router(engine: Engine, settings: Settings) -> APIRouter:
             return TooLarge(f"Request too large. Maximum size: {_mb(most)} MB")
 
     routes = APIRouter(tags=["imagen"])
+    drawn = drawn_operations(engine.catalogue, settings.imagen_models)
     uploads = APIRouter(prefix="/api/v1/images", route_class=ImageRoute, responses=SUBMIT_ERRORS)
 
     async def read(request: Request, upload: UploadFile) -> ImagePart:
@@ -236,6 +255,7 @@ def router(engine: Engine, settings: Settings) -> APIRouter:
         return image
 
     async def submit(request: Request, operation: Operation, upload: UploadFile, asked: Mapping[str, Any]) -> Response:
+        operation = drawn.get(operation.type, operation)
         spec = engine.catalogue[operation.model]
         params = spec.check_params(operation.params(asked))
         who = caller(request)

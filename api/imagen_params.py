@@ -1,6 +1,7 @@
 """The parameters of the imagen API and what our models make of them.
 
-That service ran diffusion models; ours are classical, so a diffusion word becomes the nearest thing that a classical
+That service ran diffusion models. Where the operator names one (`drawn_by`), it gets the words and numbers that the
+service gave its own. Otherwise ours are classical, and a diffusion word becomes the nearest thing that a classical
 model has: inference steps are rounds of refinement, guidance is how strongly the effect is applied. A prompt is read by
 `core.recipe`: words about sharpness steer the model's own sharpening (see `stress`), other edits are made as well.
 """
@@ -8,12 +9,14 @@ model has: inference steps are rounds of refinement, guidance is how strongly th
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fastapi import UploadFile
 from pydantic import BaseModel, Field
 
+from api.choice import check
+from core.model import ModelSpec
 from core.recipe import find_operations, named
 
 ENHANCE_PROMPT = "high quality, detailed, sharp"
@@ -112,3 +115,34 @@ ENHANCE = Operation("enhance", "enhance", _enhance)
 COMIC = Operation("style-comic", "style_comic", _style)
 AGED = Operation("style-aged", "style_aged", _style)
 BACKGROUND = Operation("background-remove", "background_remove", lambda _: {})
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """What the service told its diffusion model beside the client's prompt."""
+
+    prompt: str
+    negative_prompt: str
+    steps: int
+
+
+DRAWN: Mapping[str, Words] = {
+    "enhance": Words("", "", 20),  # its default prompt stands in `EnhanceParams`
+    "style_comic": Words("ghibli style, comic, cartoon, vibrant colors", "", 30),
+    "style_aged": Words(
+        "aged photograph, vintage, sepia tones, old photo, faded colors, film grain, nostalgic",
+        "modern, digital, sharp, vibrant colors", 30,
+    ),
+}  # fmt: skip
+
+
+def drawn_by(operation: Operation, spec: ModelSpec) -> Operation:
+    """The operation, done by a diffusion model: the client's prompt, then the style's own words."""
+    words = DRAWN[operation.model]
+
+    def params(asked: Mapping[str, Any]) -> dict[str, Any]:
+        prompt = ", ".join(filter(None, (asked["prompt"].strip(), words.prompt)))
+        usual = {"negative_prompt": words.negative_prompt, "steps": words.steps, "guidance": asked["guidance_scale"]}
+        return check(spec, {"prompt": prompt, "strength": asked["strength"]}, usual)
+
+    return replace(operation, model=spec.name, params=params)

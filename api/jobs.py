@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import uuid
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from http import HTTPStatus
 from typing import Annotated, Any
 
@@ -14,7 +15,7 @@ from fastapi import APIRouter, Path, Query
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response, StreamingResponse
 
-from api import openapi
+from api import openapi, sse
 from api.auth import caller
 from api.images import MEDIA_TYPES
 from api.limits import content_length, file_limit
@@ -238,25 +239,9 @@ async def send_result(request: Request, body: ResultBody, name: str) -> Response
 
 async def event_lines(events: AsyncIterator[JobEvent], keepalive: float) -> AsyncIterator[bytes]:
     """Events as server-sent events, with a comment line whenever nothing came for `keepalive` seconds."""
-    coming: asyncio.Task[JobEvent] | None = None
-    try:
-        while True:
-            coming = coming or asyncio.ensure_future(anext(events))
-            await asyncio.wait([coming], timeout=keepalive)
-            if not coming.done():
-                yield b":keepalive\n\n"
-                continue
-            try:
-                event = coming.result()
-            except StopAsyncIteration:
-                return
-            coming = None
-            yield b"id: %d\nevent: %s\ndata: %s\n\n" % (event.number, event.kind.encode(), orjson.dumps(event.data))
-    finally:
-        if coming is not None:
-            coming.cancel()
-            await asyncio.wait([coming])
-        await events.aclose()  # type: ignore[attr-defined]
+    async with aclosing(sse.with_pauses(events, keepalive)) as coming:
+        async for event in coming:
+            yield sse.KEEPALIVE if event is None else sse.line(event.kind, event.data, event.number)
 
 
 def _json(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:

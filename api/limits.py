@@ -27,6 +27,7 @@ MIN_RATE = 512  # bytes per second that a body must bring on average after its f
 ENVELOPE = 64 << 10  # bytes a form or JSON may have beside the file itself
 PUBLIC = frozenset({"/", "/health", "/ready", "/metrics", "/docs", "/openapi.json", "/favicon.ico"})
 PUBLIC_UNDER = ("/health/", "/v2/health/", "/static/")
+LORA_UPLOAD = "/api/v1/lora/upload"  # the one body that is no image
 ID_CHARACTERS = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
 NO_SNIFF = (b"x-content-type-options", b"nosniff")
 GONE = "imagepool.gone"  # our protocol's extension of the scope: calls back when the client goes away
@@ -163,6 +164,8 @@ class Door:
         if encoding.lower() != b"identity":
             raise UnsupportedEncoding("compressed request bodies are not taken; send it without Content-Encoding")
         limit = min(self._settings.max_body, file_limit(who, self._settings) * 4 // 3 + ENVELOPE)
+        if path == LORA_UPLOAD:
+            limit = self._settings.lora_max + ENVELOPE
         if (length := content_length(headers)) is not None and length > limit:
             raise too_large(limit)
         return limit

@@ -44,6 +44,29 @@ class ImagePart:
     size: int  # bytes, encoded
 
 
+Corner = Literal["top-left", "top-right", "bottom-left", "bottom-right", "center"]
+
+
+@dataclass(frozen=True, slots=True)
+class Watermark:
+    """What is drawn onto a result before it is encoded: `image` (an encoded image as base64), else `text`.
+
+    `opacity` 0-1. `margin` and `font_size` are pixels; `colour` is #RRGGBB; `font` is the name of a font file that the
+    host has, without its ending (empty: a built-in one, of Latin letters). `scale`: the image's width, as a part of
+    the result's.
+    """
+
+    text: str = ""
+    image: str = ""
+    position: Corner = "bottom-right"
+    opacity: float = 0.5
+    margin: int = 20
+    font: str = ""
+    font_size: int = 24
+    colour: str = "#FFFFFF"
+    scale: float = 0.15
+
+
 @dataclass(frozen=True, slots=True)
 class OutputFormat:
     """How the result is encoded. `quality` 1-100 counts for jpeg, webp and avif; None takes the codec's default.
@@ -54,6 +77,7 @@ class OutputFormat:
     quality: int | None = None
     keep_metadata: bool = False
     subsampling: Literal["420", "444"] | None = None
+    watermark: Watermark | None = None
 
 
 @dataclass(frozen=True, slots=True)

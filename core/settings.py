@@ -92,13 +92,16 @@ class Settings(BaseSettings):
     port: Count = setting("Network", 8000, "TCP port to listen on (0: any free one).", ge=0, le=65_535)
     config: Path | None = setting("Network", None, "TOML file with settings; environment and flags go over it.")
     dialects: Words = setting(
-        "Network", (), "Serve only these APIs of jobs, i2ii, imagen, iopaint, lama_gateway (none named: all).")
+        "Network", (),
+        "Serve only these APIs of jobs, i2ii, imagen, iopaint, lama_gateway, openai, imagegenx, lora (none: all).")
     docs: bool = setting("Network", True, "Serve the interactive API description at /docs.")
     cors_origins: Words = setting("Network", (), "Web origins that browsers may call from (none named: only our own).")
     max_body: Size = setting("Network", 64 * MIB, "Largest request body.", ge=1024)
     max_pixels: Count = setting("Network", 25_000_000, "Most pixels of an input image, read from its header.", ge=1)
     header_timeout: Duration = setting("Network", 10.0, "How long a client may take to send its headers.", gt=0)
     body_timeout: Duration = setting("Network", 30.0, "Longest silence while a client sends its body.", gt=0)
+    fetch: Literal["off", "public", "any"] = setting(
+        "Network", "public", "Hosts asked for images and told of ends: none, those of the open internet, or any.")
     request_timeout: Duration = setting("Network", 600.0, "Longest that one request waits for its image.", gt=0)
     keys_file: Path | None = setting("Network", None, "TOML file of API keys; without one the server is open to all.")
     tiers: Tiers = setting(
@@ -113,6 +116,16 @@ class Settings(BaseSettings):
 
     models: Words = setting("Models", (), "Serve only these models (none named: all).")
     models_folder: Path | None = setting("Models", None, "Folder of further model files; they go over built-in ones.")
+    edit_model: str = setting(
+        "Models", "", "Model of i2ii's /edit (none named: the first diffusion model that edits, else `edit`).")
+    imagen_models: Words = setting(
+        "Models", (), "Diffusion models behind imagen's routes: enhance=NAME,style_comic=NAME,style_aged=NAME.")
+    imagegenx_model: str = setting(
+        "Models", "", "Model of ImageGenX's API for requests without a model_type (none named: the first that fits).")
+    openai_model: str = setting(
+        "Models", "", "Model of OpenAI's API for requests that name none of ours (none named: the first that fits).")
+    lora_folder: Path | None = setting("Models", None, "Folder of LoRAs, .safetensors files (default: outputs/loras).")
+    lora_max: Size = setting("Models", 2 * GIB, "Largest LoRA that may be uploaded (0: none may).", ge=0)
     resolution_caps: Caps = setting(
         "Models", ((512, 16), (1024, 8), (2048, 2)), "Most images of a batch, by the side of a square; beyond: one.")
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import structlog
 
 from core import VERSION
-from core.model import Catalogue
+from core.model import Catalogue, ModelSpec
 from core.settings import Settings
 from engine.engine import Engine
 from engine.keeper import Keeper
@@ -21,6 +22,7 @@ from scheduler.scheduler import Scheduler
 from store.files import FileStore
 from store.jobs import JobStore
 from store.lock import FolderLock
+from store.loras import StoredLoras
 from store.saved import SavedImages
 from workers.arena import Arena
 from workers.contract import WorkerPool
@@ -44,12 +46,24 @@ def read_catalogue(settings: Settings) -> Catalogue:
     for spec in Catalogue.read([BUILT_IN, *([more] if more else [])], settings.models):
         lacking = spec.lacks()
         if lacking is None:
-            offered.append(spec.with_weights())
+            offered.append(_with_loras(spec.with_weights(), settings))
         elif spec.name in settings.models:
             raise ValueError(f"model '{spec.name}' cannot be offered: {lacking}")
         else:
             log.info("model not offered", model=spec.name, why=lacking)
     return Catalogue(offered)
+
+
+def lora_folder(settings: Settings) -> Path:
+    """Where uploaded LoRAs lie."""
+    return settings.lora_folder or settings.outputs / "loras"
+
+
+def _with_loras(spec: ModelSpec, settings: Settings) -> ModelSpec:
+    """A model whose requests may name LoRAs, with the folder of those that are uploaded, unless it has its own."""
+    if "lora_name" not in spec.params or "lora_folder" in spec.options:
+        return spec
+    return replace(spec, options={**spec.options, "lora_folder": str(lora_folder(settings).resolve())})
 
 
 def plan_devices(settings: Settings) -> list[DevicePlan]:
@@ -86,6 +100,7 @@ def build(settings: Settings, make_pool: PoolMaker | None = None) -> Engine:
         metrics=Metrics(version=VERSION),
         monitor=None if make_pool else Monitor(plans),
         saved=SavedImages(files, settings.iopaint_saved) if settings.iopaint_saved else None,
+        loras=StoredLoras(lora_folder(settings), settings.lora_max, files),
     )
 
 

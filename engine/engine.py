@@ -49,6 +49,7 @@ from scheduler.admission import Admission, Grant
 from scheduler.commands import Command, Dispatch, Finish, Requeue, Restart, Revoke
 from scheduler.events import Cancelled, Drain, Event, Submitted, Tick
 from scheduler.scheduler import Scheduler
+from store.loras import StoredLoras
 from store.saved import SavedImages
 from workers.arena import Arena
 from workers.contract import WorkerPool
@@ -71,8 +72,10 @@ class Engine:
         metrics: Metrics,
         monitor: Monitor | None = None,
         saved: SavedImages | None = None,
+        loras: StoredLoras | None = None,
     ) -> None:
-        self.settings, self.catalogue, self.metrics, self.saved = settings, catalogue, metrics, saved
+        self.settings, self.catalogue, self.metrics = settings, catalogue, metrics
+        self.saved, self.loras = saved, loras
         self.scheduler, self.admission, self.pool, self.arena = scheduler, admission, pool, arena
         self.readings: dict[str, Reading] = {}
         self.started_at = time.time()
@@ -310,6 +313,11 @@ class Engine:
             self.watched[job_id] -= 1
             if not self.watched[job_id]:
                 del self.watched[job_id]
+
+    def follow(self, dialect: str, follower: Callable[[Job], Coroutine[Any, Any, None]]) -> None:
+        """`follower(job)` runs in the background when a durable job of that dialect has ended; also one that a former
+        life of this server accepted."""
+        self.register.followers[dialect] = lambda job: self._background(follower(job))
 
     def position(self, job_id: str) -> int | None:
         """How many jobs will probably be handed out before it, plus one; None when it does not wait."""

@@ -33,7 +33,7 @@ RETRY = 1.0  # seconds between two tries to store the end of a job on a disk tha
 def fingerprint(request: ImageRequest) -> str:
     """What makes two requests the same to an Idempotency-Key: model, parameters, format and every image byte."""
     digest = hashlib.sha256()
-    digest.update(orjson.dumps([request.model, dict(request.params), request.output.format, request.output.quality],
+    digest.update(orjson.dumps([request.model, dict(request.params), request.output],
                                option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS))
     for image in request.images:
         assert isinstance(image.data, bytes)

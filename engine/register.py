@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
+from collections.abc import Callable
 
 from core.errors import JobNotFound
 from core.job import Job
@@ -22,6 +23,7 @@ class Register:
         self.live: dict[str, Live] = {}
         self.counts = dict.fromkeys(State, 0)
         self.numbered = 0
+        self.followers: dict[str, Callable[[Job], None]] = {}  # by dialect: told of each durable job that has ended
         self._store = store
         self._remembered: OrderedDict[str, Job] = OrderedDict()
 
@@ -64,6 +66,8 @@ class Register:
                 self._remembered.popitem(last=False)
         if not live.done.done():
             live.done.set_result(job)
+        if job.request.durable and (follower := self.followers.get(job.request.dialect)):
+            follower(job)
 
     def forget(self, job_id: str) -> None:
         """Retention has removed the job."""
@@ -81,6 +85,10 @@ class Register:
         if job is None or (tenant is not None and job.request.tenant != tenant):
             raise JobNotFound("there is no job of that id; ended jobs are removed after a while")
         return job
+
+    async def keyed(self, tenant: str, prefix: str) -> list[Job]:
+        """The tenant's durable jobs whose idempotency keys begin so, in the order of the keys."""
+        return [self.current(job) for job in await asyncio.to_thread(self._store.keyed, tenant, prefix)]
 
     async def page(
         self, tenant: str | None, state: State | None, model: str | None, limit: int, before: str | None

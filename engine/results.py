@@ -28,6 +28,15 @@ class ResultBody:
     def of(cls, data: bytes | Path, format: str, size: int) -> ResultBody:
         return cls(data, MEDIA_TYPES.get(format, "application/octet-stream"), format, size)
 
+    async def read(self) -> bytes:
+        """The bytes, wherever they are. Raises `ResultGone`."""
+        if isinstance(self.data, bytes):
+            return self.data
+        try:
+            return await asyncio.to_thread(self.data.read_bytes)
+        except OSError:
+            raise ResultGone("the job succeeded, but its result has been removed; submit it again") from None
+
 
 class Loan:
     """The result of an ephemeral job where its worker wrote it, in shared memory, which is given back when this block

@@ -13,11 +13,11 @@ from typing import Any
 from core.errors import ErrorInfo, InternalError
 from core.header import ImageHeader
 from core.job import Job, Move, Result
-from core.request import ImagePart, ImageRequest, OutputFormat, Priority
+from core.request import ImagePart, ImageRequest, OutputFormat, Priority, Watermark
 from core.states import State
 
 Row = dict[str, Any]
-PLAIN = (ImageRequest, ImagePart, ImageHeader, OutputFormat, Result, ErrorInfo, Move)
+PLAIN = (ImageRequest, ImagePart, ImageHeader, OutputFormat, Watermark, Result, ErrorInfo, Move)
 LIFE = ("started_at", "device", "attempts", "progress", "result", "error", "history")
 
 
@@ -72,10 +72,15 @@ def _request(raw: dict[str, Any]) -> ImageRequest:
         **raw
         | {
             "images": tuple(ImagePart(**part | {"header": ImageHeader(**part["header"])}) for part in raw["images"]),
-            "output": OutputFormat(**raw["output"]),
+            "output": _output(raw["output"]),
             "priority": Priority(raw["priority"]),
         }
     )
+
+
+def _output(raw: dict[str, Any]) -> OutputFormat:
+    mark = raw.get("watermark")
+    return OutputFormat(**raw | {"watermark": mark and Watermark(**mark)})
 
 
 def _bytes(job: Job) -> int:

@@ -140,6 +140,12 @@ class JobStore:
         found = self._read(_HOLDER.params(tenant=tenant, key=key))
         return (found[0]["id"], found[0]["fingerprint"]) if found else None
 
+    def keyed(self, tenant: str, prefix: str) -> list[Job]:
+        """The tenant's jobs whose idempotency keys begin so, in the order of the keys. At most 1,000."""
+        key = jobs.c.idempotency_key
+        query = select(jobs).where(jobs.c.tenant == tenant, key >= prefix, key < prefix + "\U0010ffff")
+        return [_decode(row) for row in self._read(query.order_by(key).limit(LONGEST_PAGE))]
+
     def counts(self) -> dict[State, int]:
         """How many stored jobs are in each state."""
         rows = self._read(select(jobs.c.state, func.count().label("jobs")).group_by(jobs.c.state))

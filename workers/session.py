@@ -56,6 +56,7 @@ from workers.messages import (
 )
 from workers.metadata import Metadata
 from workers.session_steps import Steps
+from workers.watermark import draw
 
 PROGRESS_EVERY = 0.1  # seconds between two progress messages of one job
 BROKEN_DEVICE = 70  # exit code of a process whose CUDA context is beyond repair
@@ -385,6 +386,8 @@ class Session:
                 kind = str(item.images[0].header.format)
             else:
                 image = check_output(output.image, decoded.item, spec)
+                if item.format.watermark is not None:
+                    image = draw(image, item.format.watermark)
                 height, width = image.shape[:2]
                 kind = str(item.format.format)
                 data = codecs.encode(

@@ -20,7 +20,7 @@ SELECT printf('%08x-0000-4000-8000-%012x', i, i), i, 't' || (i % 10), 'm' || (i 
 QUESTIONS = [
     *(f"page({tenant}, {state}, {model}, 50, {before})" for tenant in ("None", "'t1'")
       for state in ("None", "State.SUCCEEDED") for model in ("None", "'m1'") for before in ("None", "middle")),
-    "unfinished()", "load(middle)", "find_key('t1', 'k')", "counts()", "kept()",
+    "unfinished()", "load(middle)", "find_key('t1', 'k')", "keyed('t1', 'k')", "counts()", "kept()",
 ]
 
 

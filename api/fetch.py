@@ -1,0 +1,182 @@
+"""What the server asks of other hosts, on behalf of strangers: images by their address, and callbacks.
+
+A stranger must not reach what only this host can reach. So a name is resolved here, every address is looked at, and the
+connection goes to just that address (a second look-up could give another one); each redirect is looked at anew; no
+proxy of the environment is used. Time, bytes and redirects are bounded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+from collections.abc import Callable
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+import httpx
+
+from core import VERSION
+from core.errors import BadRequest, InvalidParameter, TooLarge
+
+Reach = Literal["off", "public", "any"]
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+FETCH_SECONDS = 20.0  # for a whole image, redirects included
+CALLBACK_SECONDS = 3.0
+MAX_REDIRECTS = 3
+MAX_URL = 2048
+NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+
+
+class Unreachable(BadRequest):
+    """Another host did not give what a request named."""
+
+    code = "invalid_parameter"
+
+
+def check_url(url: str, parameter: str, reach: Reach) -> str:
+    """The address if it may be asked at all, as far as can be told without asking. Raises `InvalidParameter`."""
+    if reach == "off":
+        raise InvalidParameter(
+            f"'{parameter}': this server fetches nothing from other hosts; send the image itself, as a data: URL",
+            parameter=parameter,
+        )
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        host, parts = None, urlsplit("")
+    if parts.scheme.lower() not in ("http", "https") or not host or len(url) > MAX_URL or "@" in parts.netloc:
+        raise InvalidParameter(
+            f"'{parameter}' must be an http or https address of at most {MAX_URL} characters, without a password",
+            parameter=parameter,
+        )
+    try:
+        literal = ipaddress.ip_address(host)
+    except ValueError:
+        return url
+    if reach != "any" and not public(literal):
+        raise _private(parameter)
+    return url
+
+
+def public(address: Address) -> bool:
+    """Whether it is an address of the open internet: not this host, its network, or a group of hosts. IPv4 addresses
+    that hide in IPv6 ones are looked at themselves."""
+    if isinstance(address, ipaddress.IPv6Address):
+        hidden = address.ipv4_mapped or address.sixtofour
+        if hidden is None and address.teredo is not None:
+            hidden = address.teredo[1]
+        if hidden is None and address in NAT64:
+            hidden = ipaddress.IPv4Address(int(address) & 0xFFFF_FFFF)
+        if hidden is not None:
+            return public(hidden)
+    return address.is_global and not address.is_multicast and not address.is_reserved
+
+
+class Pinned(httpx.AsyncHTTPTransport):
+    """Connects to an address that was looked at. `parameter` is named in refusals."""
+
+    def __init__(self, reach: Reach, parameter: str) -> None:
+        # Connections are not kept: to the pool, hosts at one address would be the same.
+        super().__init__(limits=httpx.Limits(max_keepalive_connections=0), trust_env=False)
+        self._reach, self._parameter = reach, parameter
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        check_url(str(request.url), self._parameter, self._reach)
+        fault: httpx.TransportError | None = None
+        for address in await self._addresses(request.url):
+            try:
+                return await super().handle_async_request(_to(request, address))
+            except httpx.ConnectError as refused:
+                fault = refused
+        raise fault or httpx.ConnectError("the name has no address")
+
+    async def _addresses(self, url: httpx.URL) -> list[Address]:
+        loop = asyncio.get_running_loop()
+        port = url.port or (443 if url.scheme == "https" else 80)
+        try:
+            found = await loop.getaddrinfo(url.host, port, type=socket.SOCK_STREAM)
+        except OSError:
+            raise httpx.ConnectError("the name cannot be resolved") from None
+        addresses = list(dict.fromkeys(ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found))
+        if self._reach != "any" and not all(map(public, addresses)):
+            raise _private(self._parameter)
+        return addresses
+
+
+def _to(request: httpx.Request, address: Address) -> httpx.Request:
+    """The request, sent to that address; its Host header and the name in its TLS handshake stay."""
+    extensions = {**request.extensions, "sni_hostname": request.url.host}
+    return httpx.Request(
+        request.method, request.url.copy_with(host=str(address)), headers=request.headers, stream=request.stream,
+        extensions=extensions,
+    )  # fmt: skip
+
+
+def _private(parameter: str) -> InvalidParameter:
+    return InvalidParameter(
+        f"'{parameter}' leads to an address that is not on the open internet, and this server does not go there",
+        parameter=parameter,
+    )
+
+
+def _client(reach: Reach, parameter: str, seconds: float, **more: Any) -> httpx.AsyncClient:
+    return httpx.AsyncClient(
+        transport=Pinned(reach, parameter), timeout=seconds, trust_env=False,
+        headers={"user-agent": f"imagepool/{VERSION}", "accept-encoding": "identity"}, **more,
+    )  # fmt: skip
+
+
+async def fetch(url: str, parameter: str, *, reach: Reach, max_bytes: int) -> bytes:
+    """What lies at an http(s) address. Raises `InvalidParameter` for an address that is not asked, `Unreachable` when
+    the host does not give it, `TooLarge` above `max_bytes`."""
+    check_url(url, parameter, reach)
+    data = bytearray()
+    try:
+        async with (
+            asyncio.timeout(FETCH_SECONDS),
+            _client(reach, parameter, FETCH_SECONDS, follow_redirects=True, max_redirects=MAX_REDIRECTS) as client,
+            client.stream("GET", url) as answer,
+        ):
+            if answer.status_code != 200:
+                raise Unreachable(f"'{parameter}': its host answers {answer.status_code}", parameter=parameter)
+            if answer.headers.get("content-encoding", "identity").lower() != "identity":
+                raise Unreachable(f"'{parameter}': its host sends it compressed", parameter=parameter)
+            async for chunk in answer.aiter_raw():
+                data += chunk
+                if len(data) > max_bytes:
+                    raise TooLarge(f"'{parameter}': the file has more than {max_bytes} bytes", parameter=parameter)
+    except TimeoutError:
+        why = f"it did not arrive within {FETCH_SECONDS:g} s"
+    except httpx.TooManyRedirects:
+        why = f"its host redirects more than {MAX_REDIRECTS} times"
+    except (httpx.HTTPError, httpx.InvalidURL):
+        why = "its host cannot be reached"
+    else:
+        return bytes(data)
+    raise Unreachable(f"'{parameter}': {why}", parameter=parameter)
+
+
+async def post(
+    url: str, body: bytes, *, reach: Reach, pauses: tuple[float, ...] = (1.0, 5.0, 25.0),
+    sleep: Callable[[float], Any] = asyncio.sleep,
+) -> bool:
+    """Send JSON to a callback address, again after each of the pauses (seconds) while the host does not take it;
+    whether it did. A redirect is not followed. What the host will never take (4xx) is not sent again."""
+    for pause in (*pauses, None):
+        try:
+            async with asyncio.timeout(CALLBACK_SECONDS), _client(reach, "callback_url", CALLBACK_SECONDS) as client:
+                answer = await client.post(url, content=body, headers={"content-type": "application/json"})
+            if answer.is_success:
+                return True
+            if answer.status_code < 500 and answer.status_code not in (408, 425, 429):
+                return False
+        except (TimeoutError, httpx.HTTPError, httpx.InvalidURL):
+            pass
+        except InvalidParameter:
+            return False
+        if pause is not None:
+            await sleep(pause)
+    return False

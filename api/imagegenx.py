@@ -1,0 +1,292 @@
+"""ImageGenX's API: `/api/v1/image/*` takes tasks and tells of them, in the envelope `{"code", "message", "data"}`.
+
+A task is a durable job. Its image, its thumbnail (made when it is asked for) and the ZIP file of a batch are served
+here. Errors wear the envelope too, with `data: null`.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import zipfile
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import asdict
+from typing import Annotated, Any
+
+from fastapi import APIRouter
+from fastapi import Path as PathField
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+from api import fetch, strict_json
+from api import imagegenx_schema as schema
+from api.auth import caller, read_priority
+from api.choice import choose, named
+from api.errors import status_of
+from api.imagegenx_docs import answers, takes
+from api.imagegenx_tasks import DIALECT, Task, Tasks, batch_json, envelope, task_envelope
+from api.images import check_mask, decode_base64, read_image
+from api.jobs import send_result
+from api.limits import file_limit
+from api.run import Watch
+from core.errors import ImagePoolError, InvalidParameter, JobNotFound
+from core.model import ModelSpec
+from core.request import ImagePart, ImageRequest, OutputFormat, Role
+from core.settings import Settings
+from engine.engine import Engine
+
+PREFIXES = ("/api/v1/image/", "/temp/")
+NO_KEY = "X-API-Key header is required"
+THUMBNAIL = 256  # pixels of its longest side
+THUMB_NAME, FILE_NAME = re.compile(r"(img[0-9]{21})_thumb\.webp"), re.compile(r"(img[0-9]{21})_[0-9]+x[0-9]+\.[a-z]+")
+OWN_FILE = re.compile(r"/api/v1/image/file/[0-9]{8}/" + FILE_NAME.pattern)
+DRAW = ("generate", "edit")
+
+Id = Annotated[str, PathField(alias="id", max_length=64)]
+
+
+def dress(error: ImagePoolError, request_id: str) -> tuple[int, dict[str, Any]]:
+    """The envelope. A missing key is a 401, one that does not hold (any more) a 403."""
+    status, message = status_of(error), error.message
+    if error.code == "unauthorised":
+        status, message = (403, message) if error.details.get("presented") else (401, NO_KEY)
+    return status, envelope(None, message, status) | {"request_id": request_id}
+
+
+class Reader:
+    """Makes requests of what clients send."""
+
+    def __init__(self, engine: Engine, settings: Settings, tasks: Tasks) -> None:
+        self._engine, self._settings, self._tasks = engine, settings, tasks
+
+    async def body(self, request: Request, kind: type[schema.Body]) -> schema.Body:
+        """Raises `BadRequest` and `ValidationFailed`."""
+        return schema.read(kind, strict_json.loads(await request.body()))
+
+    async def picture(self, request: Request, url: str, parameter: str, role: Role = "image") -> ImagePart:
+        """The image at a data: URL, an http(s) address or an address of our own, or base64 itself."""
+        most = file_limit(caller(request), self._settings)
+        path = url.removeprefix(_base(request))
+        if own := OWN_FILE.fullmatch(path):
+            body = await self._tasks.result(await self._tasks.find(own[1], caller(request).tenant))
+            data = await body.read()
+        elif url.lower().startswith(("http://", "https://")):
+            data = await fetch.fetch(url, parameter, reach=self._settings.fetch, max_bytes=most)
+        else:
+            data = decode_base64(url, role, max_bytes=most)
+        return read_image(data, role, max_pixels=self._settings.max_pixels)
+
+    def spec(self, asked: schema.Task, images: Sequence[ImagePart]) -> ModelSpec:
+        """The model named by `model_type`, the setting's, or the first that takes these images."""
+        if asked.model_type:
+            return named(self._engine.catalogue, asked.model_type)
+        counts: dict[Role, int] = {image.role: 1 for image in images}
+        return choose(self._engine.catalogue, DRAW, counts, (self._settings.imagegenx_model,))
+
+    def request(
+        self, request: Request, asked: schema.Task, text: str, images: tuple[ImagePart, ...] = (), **more: Any
+    ) -> ImageRequest:
+        """One task's (first) job. `more`: model parameters that were asked for. Raises what makes it impossible."""
+        who, params, spec = caller(request), asked.all_params(), self.spec(asked, images)
+        if asked.callback_url:
+            fetch.check_url(asked.callback_url, "callback_url", self._settings.fetch)
+        output = params.postprocess.output()
+        client: dict[str, Any] = {"base": _base(request), "callback": asked.callback_url}
+        if params.postprocess.scale > 1:
+            client["then"] = self._enlarge(params.postprocess.scale, output)
+            output = OutputFormat()
+        return ImageRequest(
+            model=spec.name,
+            images=images,
+            params=schema.model_params(spec, text, params, drawn=not images, **more),
+            output=output,
+            priority=who.grant(read_priority(asked.priority)),
+            tenant=who.tenant,
+            dialect=DIALECT,
+            client=client,
+        )
+
+    def _enlarge(self, scale: int, output: OutputFormat) -> dict[str, Any]:
+        """What the second job of a task is to be, as plain data."""
+        spec = choose(self._engine.catalogue, ("upscale",), {"image": 1}, ("upscale",))
+        return {"model": spec.name, "params": spec.check_params({"scale": scale}), "output": asdict(output)}
+
+
+def _base(request: Request) -> str:
+    return str(request.base_url).rstrip("/")
+
+
+def router(engine: Engine, settings: Settings) -> APIRouter:
+    """All routes."""
+    api = APIRouter(prefix="/api/v1/image", tags=["imagegenx"])
+    tasks = Tasks(engine, settings.fetch)
+    reader = Reader(engine, settings, tasks)
+
+    async def accept(request: ImageRequest) -> Response:
+        _, (task,) = await tasks.submit([request])
+        more = {"estimated_time": tasks.estimate(task), "temp_url": f"/temp/{task.id}_thumb.webp"}
+        return JSONResponse(envelope(task.tell() | more))
+
+    @api.post("/generate", operation_id="imagegenx_generate", summary="Draw an image from words",
+              **takes(schema.Generate), **answers())
+    async def generate(request: Request) -> Response:
+        asked = await reader.body(request, schema.Generate)
+        return await accept(reader.request(request, asked, asked.text))
+
+    @api.post("/img2img", operation_id="imagegenx_img2img", summary="Draw an image over another",
+              **takes(schema.Img2img), **answers())
+    async def img2img(request: Request) -> Response:
+        asked = await reader.body(request, schema.Img2img)
+        with Watch(request.scope, request.receive):
+            image = await reader.picture(request, asked.image_url, "image_url")
+        return await accept(reader.request(request, asked, asked.text, (image,)))
+
+    @api.post("/inpaint", operation_id="imagegenx_inpaint", summary="Draw anew what a mask covers",
+              **takes(schema.Inpaint), **answers())
+    async def inpaint(request: Request) -> Response:
+        asked = await reader.body(request, schema.Inpaint)
+        with Watch(request.scope, request.receive):
+            image = await reader.picture(request, asked.image_url, "image_url")
+            mask = await reader.picture(request, asked.mask_url, "mask_url", "mask")
+        check_mask(image, mask)
+        return await accept(reader.request(request, asked, asked.text, (image, mask)))
+
+    @api.post("/controlnet", operation_id="imagegenx_controlnet", summary="Draw along lines, depth or a pose",
+              **takes(schema.Control), **answers())
+    async def controlnet(request: Request) -> Response:
+        asked = await reader.body(request, schema.Control)
+        if not asked.control_image_url and (asked.control_type != "canny" or not asked.image_url):
+            raise InvalidParameter(
+                f"control_type '{asked.control_type}' needs a control_image_url" if asked.control_type != "canny"
+                else "canny needs an image_url to find edges in, or a control_image_url",
+                parameter="control_image_url",
+            )
+        with Watch(request.scope, request.receive):
+            if asked.control_image_url:
+                image = await reader.picture(request, asked.control_image_url, "control_image_url", "control")
+            else:
+                image = await reader.picture(request, str(asked.image_url), "image_url")
+        more = {"control_type": asked.control_type} | ({} if asked.control_image_url else {"strength": 1.0})
+        return await accept(reader.request(request, asked, asked.text, (image,), **more))
+
+    @api.post("/batch-generate", operation_id="imagegenx_batch", summary="Draw an image for each of many texts",
+              **takes(schema.Batch), **answers())
+    async def batch_generate(request: Request) -> Response:
+        asked = await reader.body(request, schema.Batch)
+        total = len(asked.texts)
+        series, made = await tasks.submit([reader.request(request, asked, text) for text in asked.texts], batch=True)
+        batch = f"batch{series}00"
+        return JSONResponse(envelope({
+            "batch_task_id": batch, "task_ids": [task.id for task in made], "total": total,
+            "query_url": f"/api/v1/image/batch-task/{batch}",
+        }))  # fmt: skip
+
+    @api.get("/task/{id}", operation_id="imagegenx_task", summary="A task as it is now", **answers())
+    async def task(request: Request, id: Id) -> Response:
+        return JSONResponse(task_envelope(await tasks.find(id, caller(request).tenant)))
+
+    @api.delete("/task/{id}", operation_id="imagegenx_cancel", summary="Cancel a task", **answers())
+    @api.post("/task/{id}/cancel", operation_id="imagegenx_cancel_post", summary="Cancel a task", **answers())
+    async def cancel(request: Request, id: Id) -> Response:
+        found = await tasks.cancel(await tasks.find(id, caller(request).tenant))
+        return JSONResponse(task_envelope(found))
+
+    @api.get("/batch-task/{id}", operation_id="imagegenx_batch_task", summary="A batch as it is now", **answers())
+    async def batch_task(request: Request, id: Id) -> Response:
+        return JSONResponse(envelope(batch_json(id, await tasks.batch(id, caller(request).tenant))))
+
+    @api.delete("/batch-task/{id}", operation_id="imagegenx_cancel_batch", summary="Cancel a batch", **answers())
+    @api.post("/batch-task/{id}/cancel", operation_id="imagegenx_cancel_batch_post", summary="Cancel a batch",
+              **answers())
+    async def cancel_batch(request: Request, id: Id) -> Response:
+        found = await tasks.batch(id, caller(request).tenant)
+        return JSONResponse(envelope(batch_json(id, [await tasks.cancel(one) for one in found])))
+
+    @api.get("/batch-task/{id}/download", operation_id="imagegenx_zip", summary="A batch's images as a ZIP file",
+             **answers("application/zip"))
+    async def download(request: Request, id: Id) -> Response:
+        found = [task for task in await tasks.batch(id, caller(request).tenant) if task.word == "success"]
+        if not found:
+            raise JobNotFound(f"no image of batch {id} is ready")
+        headers = {"content-disposition": f'attachment; filename="{id}.zip"'}
+        return StreamingResponse(_zip(tasks, found), headers=headers, media_type="application/zip")
+
+    @api.get("/file/{day}/{name}", operation_id="imagegenx_file", summary="A task's image", **answers("image/webp"))
+    async def file(request: Request, day: str, name: str) -> Response:
+        match = FILE_NAME.fullmatch(name)
+        if match is None:
+            raise JobNotFound("there is no image of that name")
+        found = await tasks.find(match[1], caller(request).tenant)
+        body = await tasks.result(found)
+        if f"{day}/{name}" != found.object_name():
+            raise JobNotFound("there is no image of that name")
+        return await send_result(request, body, found.id)
+
+    whole = APIRouter()
+    whole.include_router(api)
+
+    @whole.get("/temp/{name}", tags=["imagegenx"], operation_id="imagegenx_thumbnail",
+               summary="A thumbnail of a task's image", **answers("image/webp"))
+    async def thumbnail(request: Request, name: str) -> Response:
+        match = THUMB_NAME.fullmatch(name)
+        if match is None:
+            raise JobNotFound("there is no thumbnail of that name")
+        found = await tasks.find(match[1], caller(request).tenant)
+        body = await tasks.result(found)
+        data = await body.read()
+        result = found.last.result
+        assert result is not None
+        with Watch(request.scope, request.receive):
+            _, small = await engine.run(_thumbnail(engine, found, data, result.width, result.height))
+        headers = {"cache-control": "private, immutable, max-age=3600"}
+        return Response(bytes(small.data), headers=headers, media_type=small.media_type)
+
+    return whole
+
+
+def _thumbnail(engine: Engine, task: Task, data: bytes, width: int, height: int) -> ImageRequest:
+    shrink = min(1.0, THUMBNAIL / max(width, height))
+    size = {"width": max(1, round(width * shrink)), "height": max(1, round(height * shrink))}
+    return ImageRequest(
+        model="resize",
+        images=(read_image(data, max_pixels=width * height),),
+        params=engine.catalogue["resize"].check_params(size),
+        output=OutputFormat("webp", 80),
+        priority=task.last.request.priority,
+        tenant=task.last.request.tenant,
+        deadline=30.0,
+        durable=False,
+        dialect="imagegenx-thumbnail",
+    )
+
+
+class _Pieces(io.RawIOBase):
+    """A file that can only be written; what has been written is taken piece by piece."""
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self._pieces.append(bytes(data))
+        return len(data)
+
+    def take(self) -> bytes:
+        pieces, self._pieces = self._pieces, []
+        return b"".join(pieces)
+
+
+async def _zip(tasks: Tasks, found: Sequence[Task]) -> AsyncIterator[bytes]:
+    """The tasks' images, uncompressed (they are already), one after the other. One that retention took is left out."""
+    pieces = _Pieces()
+    with zipfile.ZipFile(pieces, "w", zipfile.ZIP_STORED) as archive:
+        for task in found:
+            try:
+                data = await (await tasks.result(task)).read()
+            except ImagePoolError:
+                continue
+            archive.writestr(task.object_name().partition("/")[2], data)
+            yield pieces.take()
+    yield pieces.take()

@@ -1,0 +1,50 @@
+"""How ImageGenX's routes are described: bodies and the envelope."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+from api.openapi import DESCRIPTIONS
+
+STATUSES = (400, 401, 404, 409, 410, 413, 422, 429, 503)
+
+
+class Envelope(BaseModel):
+    """Every answer, errors too."""
+
+    code: int = Field(description="200; 500 for a task that failed; of an error, its HTTP status.")
+    message: str
+    data: dict[str, Any] | None = Field(description="null for an error.")
+
+
+def takes(kind: type[BaseModel]) -> dict[str, Any]:
+    """Keyword arguments of a route: the JSON body that it takes."""
+    body = kind.model_json_schema(ref_template="#/components/schemas/{model}")
+    parts = body.pop("$defs", {})
+    schema = _inlined(body, parts)
+    return {"openapi_extra": {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}}
+
+
+def _inlined(schema: Any, parts: dict[str, Any]) -> Any:
+    """The schema with its parts where they are named."""
+    if isinstance(schema, list):
+        return [_inlined(one, parts) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        return _inlined(parts[schema["$ref"].rpartition("/")[2]], parts)
+    return {name: _inlined(value, parts) for name, value in schema.items() if name != "default" or value is not None}
+
+
+def answers(media_type: str = "") -> dict[str, Any]:
+    """Keyword arguments of a route: the envelope, or a file of that type, and the errors."""
+    told = {**{status: DESCRIPTIONS[status] for status in STATUSES}, 403: "A wrong or revoked key"}
+    described: dict[int | str, Any] = {
+        status: {"model": Envelope, "description": text} for status, text in told.items()
+    }
+    if not media_type:
+        return {"response_model": Envelope, "responses": described}
+    content = {media_type: {"schema": {"type": "string", "format": "binary"}}}
+    return {"response_model": None, "responses": described | {200: {"description": "The file", "content": content}}}

@@ -1,0 +1,162 @@
+"""What the server asks of other hosts: never what a stranger must not reach, never more or longer than allowed."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from api import fetch
+from core.errors import BadRequest, InvalidParameter, TooLarge
+
+Answer = Callable[[str, str], bytes]
+
+
+@asynccontextmanager
+async def host(answer: Answer, address: str = "127.0.0.1") -> AsyncIterator[tuple[str, list[bytes]]]:
+    """A bare HTTP server: its address, and the requests that it has heard. `answer(path, method)` is all it sends."""
+    heard: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        heard.append(head)
+        method, path, _ = head.decode().split(" ", 2)
+        writer.write(answer(path, method))
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(serve, address, 0)
+    try:
+        yield f"http://{address}:{server.sockets[0].getsockname()[1]}", heard
+    finally:
+        server.close()
+
+
+def ok(body: bytes = b"picture", extra: str = "") -> bytes:
+    return f"HTTP/1.1 200 OK\r\n{extra}content-length: {len(body)}\r\n\r\n".encode() + body
+
+
+def moved(to: str) -> bytes:
+    return f"HTTP/1.1 302 Found\r\nlocation: {to}\r\ncontent-length: 0\r\n\r\n".encode()
+
+
+async def get(url: str, reach: fetch.Reach = "any", most: int = 1000) -> bytes:
+    return await fetch.fetch(url, "image_url", reach=reach, max_bytes=most)
+
+
+@pytest.mark.parametrize("address", [
+    "127.0.0.1", "127.8.8.8", "0.0.0.0", "10.0.0.1", "172.16.3.4", "192.168.1.1", "169.254.169.254", "100.64.0.1",
+    "224.0.0.1", "255.255.255.255", "192.0.2.1", "::1", "::", "fe80::1", "fd00::1", "ff02::1", "::ffff:127.0.0.1",
+    "::ffff:10.0.0.1", "2002:7f00:1::", "64:ff9b::7f00:1", "64:ff9b::a9fe:a9fe",
+])  # fmt: skip
+def test_addresses_that_a_stranger_must_not_reach(address: str) -> None:
+    assert not fetch.public(ipaddress.ip_address(address))
+
+
+@pytest.mark.parametrize("address", ["8.8.8.8", "1.1.1.1", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"])
+def test_addresses_of_the_open_internet(address: str) -> None:
+    assert fetch.public(ipaddress.ip_address(address))
+
+
+@pytest.mark.parametrize("name", ["127.0.0.1", "localhost", "2130706433", "0x7f.1", "127.1", "[::1]",
+                                  "[::ffff:7f00:1]"])  # fmt: skip
+async def test_this_host_is_not_reached_by_any_of_its_names(name: str) -> None:
+    async with host(lambda *_: ok()) as (url, heard):
+        port = url.rpartition(":")[2]
+        with pytest.raises(BadRequest):
+            await get(f"http://{name}:{port}/", "public")
+        assert await fetch.post(f"http://{name}:{port}/", b"{}", reach="public", pauses=()) is False
+        assert not heard
+
+
+@pytest.mark.parametrize("url", [
+    "file:///etc/passwd", "ftp://example.org/a", "gopher://x", "http://", "http://a:b@example.org/", "//example.org/a",
+    "http://[::1", "http://example.org:port/", "http://example.org/" + "a" * 3000, "",
+])  # fmt: skip
+async def test_what_is_no_web_address_is_refused(url: str) -> None:
+    with pytest.raises(InvalidParameter):
+        await get(url)
+
+
+async def test_off_is_off() -> None:
+    async with host(lambda *_: ok()) as (url, heard):
+        with pytest.raises(InvalidParameter, match="fetches nothing"):
+            await get(url, "off")
+        assert not await fetch.post(url, b"{}", reach="off", pauses=()) and not heard
+
+
+async def test_a_redirect_is_looked_at_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    allowed = ipaddress.ip_address("127.0.0.1")
+    monkeypatch.setattr(fetch, "public", lambda address: address == allowed)
+    async with host(lambda *_: ok(), "127.0.0.2") as (inner, heard_inside):
+        async with host(lambda path, _: moved(inner) if path == "/away" else ok(b"here")) as (outer, _):
+            assert await get(outer, "public") == b"here"
+            with pytest.raises(InvalidParameter, match="open internet"):
+                await get(f"{outer}/away", "public")
+        assert not heard_inside
+
+
+async def test_a_name_whose_addresses_are_partly_private_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def resolve(*_: Any, **__: Any) -> list[Any]:
+        return [(2, 1, 6, "", ("8.8.8.8", 80)), (2, 1, 6, "", ("10.0.0.1", 80))]
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", resolve)
+    with pytest.raises(InvalidParameter, match="open internet"):
+        await get("http://rebinding.example/", "public")
+
+
+async def test_the_host_sees_its_own_name_and_relative_redirects_work() -> None:
+    async with host(lambda path, _: moved("/b") if path == "/a" else ok()) as (url, heard):
+        named = url.replace("127.0.0.1", "localhost")
+        assert await get(f"{named}/a") == b"picture"
+        assert all(f"host: {named.removeprefix('http://')}".encode() in head.lower() for head in heard)
+        assert [head.split(b" ")[1] for head in heard] == [b"/a", b"/b"]
+
+
+async def test_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with host(lambda path, _: moved("/") if path == "/" else ok(b"x" * 2000)) as (url, heard):
+        with pytest.raises(BadRequest, match="redirects"):
+            await get(url)
+        assert len(heard) == fetch.MAX_REDIRECTS + 1
+        with pytest.raises(TooLarge):
+            await get(f"{url}/big")
+    async with host(lambda *_: b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\n") as (url, _):
+        with pytest.raises(BadRequest, match="cannot be reached"):
+            await get(url)
+    monkeypatch.setattr(fetch, "FETCH_SECONDS", 0.05)
+
+    async def silent(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(0.5)
+        writer.close()
+
+    server = await asyncio.start_server(silent, "127.0.0.1", 0)
+    with pytest.raises(BadRequest, match=r"did not arrive|cannot be reached"):
+        await get(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/")
+    server.close()
+
+
+async def test_refusals_of_the_host() -> None:
+    async with host(lambda *_: b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n") as (url, _):
+        with pytest.raises(BadRequest, match="404"):
+            await get(url)
+    async with host(lambda *_: ok(extra="content-encoding: gzip\r\n")) as (url, _):
+        with pytest.raises(BadRequest, match="compressed"):
+            await get(url)
+
+
+async def test_a_callback_is_sent_again_until_it_is_taken() -> None:
+    statuses = iter([500, 429, 302, 204])
+
+    def answer(*_: str) -> bytes:
+        return f"HTTP/1.1 {next(statuses)} X\r\nlocation: http://127.0.0.1/\r\ncontent-length: 0\r\n\r\n".encode()
+
+    async def at_once(_: float) -> None: ...
+
+    async with host(answer) as (url, heard):
+        assert not await fetch.post(url, b"{}", reach="any", pauses=(1, 1), sleep=at_once)
+        assert len(heard) == 3  # a redirect is not followed, and not sent again
+        assert await fetch.post(url, b"{}", reach="any", pauses=(1, 1), sleep=at_once)

@@ -1,0 +1,142 @@
+"""ImageGenX's API without a process: limits, errors, keys, priorities, and the second job of a task."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from core.request import Priority
+from tests.pure.dialect_kit import KEY, OTHER_KEY, Server, keys_file, png, serve
+from tests.pure.engine_kit import TEST_MODELS
+from workers.messages import RunItem
+
+MODELS = {"models_folder": TEST_MODELS, "models": ("paint", "upscale", "resize")}
+
+
+def picture(item: RunItem, _: bytes) -> bytes:
+    return png(item.size[1], item.size[0])
+
+
+@pytest.fixture
+async def server(tmp_path: Path) -> AsyncIterator[Server]:
+    async with serve(tmp_path, work=picture, **MODELS) as made:
+        yield made
+
+
+async def post(server: Server, route: str = "generate", **body: Any) -> httpx.Response:
+    headers = body.pop("headers", {})
+    return await server.client.post(f"/api/v1/image/{route}", json={"text": "x", **body}, headers=headers)
+
+
+def refused(answer: httpx.Response, status: int) -> str:
+    told = answer.json()
+    assert answer.status_code == told["code"] == status and told["data"] is None and told["request_id"]
+    message: str = told["message"]
+    return message
+
+
+async def ended(server: Server, task_id: str) -> dict[str, Any]:
+    for job in await server.engine.register.keyed("anonymous", task_id):
+        await server.engine.wait(job.id)
+    told: dict[str, Any] = (await server.client.get(f"/api/v1/image/task/{task_id}")).json()["data"]
+    return told
+
+
+@pytest.mark.parametrize(("body", "about"), [
+    ({"params": {"resolution": "512"}}, "resolution"), ({"params": {"resolution": "9999×64"}}, "width"),
+    ({"params": {"steps": 101}}, "steps"), ({"params": {"cfg_scale": 21}}, "guidance"),
+    ({"params": {"lora_weight": 2.1}}, "lora_weight"), ({"params": {"sampler": "Oiler"}}, "Euler"),
+    ({"params": {"postprocess": {"super_resolution": "3x"}}}, "super_resolution"),
+    ({"params": {"postprocess": {"format": "tiff"}}}, "format"), ({"text": " "}, "text"), ({"priority": 4}, "priority"),
+    ({"params": {"postprocess": {"watermark": {"text": "a", "color": "red"}}}}, "color"),
+    ({"params": {"postprocess": {"watermark": {"text": "a", "transparency": 2}}}}, "transparency"),
+    ({"params": {"postprocess": {"watermark": {"text": "a", "position": "left"}}}}, "position"),
+    ({"params": {"postprocess": {"watermark": {"type": "text"}}}}, "text"),
+    ({"callback_url": "http://127.0.0.1/"}, "callback_url"), ({"callback_url": "file:///x"}, "callback_url"),
+])  # fmt: skip
+async def test_what_does_not_fit_is_named_and_leaves_nothing(server: Server, body: dict[str, Any], about: str) -> None:
+    assert about in refused(await post(server, **body), 422)
+    assert server.engine.snapshot()["jobs"]["total"] == 0
+
+
+async def test_a_watermark_is_no_path(server: Server) -> None:
+    for path in ("/etc/passwd", "../../logo.png", ""):
+        mark = {"type": "image", "image_path": path}
+        answer = await post(server, params={"postprocess": {"watermark": mark}})
+        assert answer.status_code == 400
+
+
+async def test_a_batch_has_a_hundred_texts_at_most_and_is_not_cut(server: Server) -> None:
+    assert "texts" in refused(await post(server, "batch-generate", texts=["x"] * 101), 422)
+    assert "texts" in refused(await post(server, "batch-generate", texts=[]), 422)
+    whole = (await post(server, "batch-generate", texts=[f"n{n}" for n in range(100)], resolution="8x8")).json()["data"]
+    assert whole["total"] == len(set(whole["task_ids"])) == 100
+    for task_id in whole["task_ids"]:
+        await ended(server, task_id)
+    told = (await server.client.get(whole["query_url"])).json()["data"]
+    assert (told["success_count"], told["progress"]) == (100, 100)
+
+
+async def test_a_batch_is_accepted_whole_or_not_at_all(tmp_path: Path) -> None:
+    async with serve(tmp_path, work=picture, queue_jobs=5, **MODELS) as server:
+        refused(await post(server, "batch-generate", texts=["x"] * 6), 503)
+        assert server.engine.snapshot()["jobs"]["total"] == 0
+        assert (await post(server, "batch-generate", texts=["x"] * 5)).status_code == 200
+
+
+async def test_what_is_not_there(server: Server) -> None:
+    for path in ("task/img0000", f"batch-task/batch{'1' * 21}", f"batch-task/batch{'1' * 19}00", "task/..%2F..%2Fetc"):
+        refused(await server.client.get(f"/api/v1/image/{path}"), 404)
+    gone = await server.client.get(f"/api/v1/image/task/img{'1' * 21}")
+    assert refused(gone, 404) == f"Task img{'1' * 21} not found"
+    assert (await server.client.get("/temp/../secret")).status_code == 404
+    assert refused(await server.client.get(f"/temp/img{'1' * 21}_thumb.webp"), 404)
+
+
+async def test_keys_and_tenants(tmp_path: Path) -> None:
+    async with serve(tmp_path, work=picture, keys_file=keys_file(tmp_path), **MODELS) as server:
+        assert refused(await post(server), 401) == "X-API-Key header is required"
+        refused(await post(server, headers={"x-api-key": "wrong"}), 403)
+        made = (await post(server, headers={"x-api-key": KEY})).json()["data"]
+        for key, status in ((KEY, 200), (OTHER_KEY, 404)):
+            assert (await server.client.get(made["query_url"], headers={"x-api-key": key})).status_code == status
+        assert refused(await post(server, priority=1, headers={"x-api-key": KEY}), 422)
+
+
+async def test_priorities(server: Server) -> None:
+    made = (await post(server, priority=1)).json()["data"]
+    (job,) = await server.engine.register.keyed("anonymous", made["task_id"])
+    assert job.request.priority is Priority.PAID
+
+
+async def test_an_unfinished_task_has_no_image(server: Server) -> None:
+    server.pool.hold()
+    made = (await post(server)).json()["data"]
+    assert refused(await server.client.get(made["temp_url"]), 409)
+    assert refused(await server.client.get(f"/api/v1/image/file/20260101/{made['task_id']}_1x1.webp"), 409)
+
+
+async def test_a_second_job_that_was_never_accepted_is_made_up_for(server: Server) -> None:
+    """As if the server had died between the end of the first job and the acceptance of the second."""
+    server.engine.register.followers.clear()
+    params = {"resolution": "16x8", "postprocess": {"super_resolution": "4x", "watermark": {"text": "mine"}}}
+    task_id = (await post(server, params=params)).json()["data"]["task_id"]
+    (first,) = await server.engine.register.keyed("anonymous", task_id)
+    await server.engine.wait(first.id)
+    assert first.request.output.format == "png" and first.request.output.watermark is None
+    told = await ended(server, task_id)
+    assert told["status"] in ("processing", "success")
+    told = await ended(server, task_id)
+    assert told["status"] == "success" and told["result"]["resolution"] == "64×32"
+    _, second = await server.engine.register.keyed("anonymous", task_id)
+    assert second.request.output.format == "webp" and second.request.output.watermark.text == "mine"
+
+
+async def test_no_model_that_draws(tmp_path: Path) -> None:
+    async with serve(tmp_path, models=("edit",)) as server:
+        assert "generate" in refused(await post(server), 404)
+        assert refused(await post(server, model_type="sd15"), 404)

@@ -1,0 +1,125 @@
+"""OpenAI's API without a process: which model serves, what is refused, and that nothing is left of a refusal."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.pure.dialect_kit import KEY, Server, keys_file, png, serve, until
+from tests.pure.engine_kit import TEST_MODELS
+
+FILES = {"image": ("a.png", png(), "image/png")}
+
+
+@pytest.fixture
+async def server(tmp_path: Path) -> AsyncIterator[Server]:
+    async with serve(tmp_path, models_folder=TEST_MODELS, models=("paint", "repaint", "edit")) as made:
+        yield made
+
+
+async def generate(server: Server, **fields: Any) -> httpx.Response:
+    return await server.client.post("/v1/images/generations", json={"prompt": "x", **fields})
+
+
+def error(answer: httpx.Response) -> dict[str, Any]:
+    told: dict[str, Any] = answer.json()["error"]
+    assert set(told) == {"message", "type", "param", "code"} and told["message"]
+    return told
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"n": 0}, "n"), ({"n": 11}, "n"), ({"size": "wide"}, "size"), ({"size": "0x64"}, "size"),
+        ({"output_format": "gif"}, "output_format"), ({"background": "transparent"}, "background"),
+        ({"stream": True, "n": 2}, "stream"), ({"num_inference_steps": 1000}, "steps"), ({"prompt": "  "}, "prompt"),
+        ({"partial_images": 4}, "partial_images"), ({"no_such": 1}, "no_such"), ({"width": 5000}, "width"),
+    ],
+)  # fmt: skip
+async def test_what_does_not_fit_is_named(server: Server, fields: dict[str, Any], param: str) -> None:
+    answer = await generate(server, **fields)
+    assert answer.status_code == 400
+    assert error(answer)["param"] == param and error(answer)["type"] == "invalid_request_error"
+    assert not server.ran and server.engine.snapshot()["jobs"]["total"] == 0
+
+
+async def test_nulls_and_fields_without_effect_are_taken(server: Server) -> None:
+    without = {"user": "u", "moderation": "low", "style": "vivid", "safety_identifier": "s", "quality": "hd"}
+    answer = await generate(server, size=None, seed=None, **without)
+    assert answer.status_code == 200 and "quality" not in answer.json()
+
+
+async def test_the_setting_names_the_model(tmp_path: Path) -> None:
+    models = {"models_folder": TEST_MODELS, "models": ("repaint", "paint")}
+    async with serve(tmp_path / "a", **models) as server:
+        await server.client.post("/v1/images/edits", files=FILES, data={"prompt": "x"})
+        await generate(server)
+        assert [batch.model for worker in server.pool.workers.values() for batch in worker.ran] == ["repaint", "paint"]
+    async with serve(tmp_path / "b", **models, openai_model="paint", workers=("cpu:0",)) as server:
+        await server.client.post("/v1/images/edits", files=FILES, data={"prompt": "x"})
+        assert [batch.model for batch in server.pool.workers["cpu:0"].ran] == ["paint"]
+
+
+async def test_without_a_diffusion_model(tmp_path: Path) -> None:
+    async with serve(tmp_path, models=("edit", "upscale")) as server:
+        refused = await generate(server)
+        assert refused.status_code == 404 and error(refused)["code"] == "model_not_found"
+        assert "generate" in error(refused)["message"]
+        edited = await server.client.post("/v1/images/edits", files=FILES, data={"prompt": "warmer"})
+        assert base64.b64decode(edited.json()["data"][0]["b64_json"]) == png()
+        unread = await server.client.post("/v1/images/edits", files=FILES, data={"prompt": "qwertz"})
+        assert unread.status_code == 400
+        sized = await server.client.post("/v1/images/edits", files=FILES, data={"prompt": "warmer", "size": "64x48"})
+        assert sized.status_code == 200
+        resized = await server.client.post("/v1/images/edits", files=FILES, data={"prompt": "warmer", "size": "9x9"})
+        assert error(resized)["param"] == "size"
+
+
+async def test_a_failing_sister_cancels_the_others(server: Server) -> None:
+    server.pool.hold()
+    asked = server.engine._loop.create_task(generate(server, n=3, response_format="url"))
+    await until(lambda: len(server.engine.register.live) == 3)
+    await server.engine.cancel(next(iter(server.engine.register.live)))
+    server.pool.release()
+    assert (await asked).status_code == 409
+    states = {job.state.value for job in await server.engine.jobs(None)}
+    assert states <= {"cancelled", "succeeded"} and not server.engine.register.live
+
+
+async def test_json_edits_hold_data_urls(server: Server) -> None:
+    url = f"data:image/png;base64,{base64.b64encode(png()).decode()}"
+    body = {"prompt": "x", "images": [{"image_url": url}], "mask": {"image_url": url}, "seed": 3}
+    answer = await server.client.post("/v1/images/edits", json=body)
+    assert answer.status_code == 200
+    assert [part.role for part in server.ran[0].images] == ["image", "mask"]
+    refused = await server.client.post("/v1/images/edits", json={**body, "images": [{"file_id": "f"}]})
+    assert refused.status_code == 400
+
+
+async def test_keys(tmp_path: Path) -> None:
+    async with serve(tmp_path, models=("edit",), keys_file=keys_file(tmp_path)) as server:
+        refused = await server.client.get("/v1/models")
+        assert refused.status_code == 401 and error(refused)["code"] == "invalid_api_key"
+        let_in = await server.client.get("/v1/models", headers={"authorization": f"Bearer {KEY}"})
+        assert let_in.json()["data"][0]["id"] == "edit"
+
+
+async def test_previews_become_partial_images(server: Server) -> None:
+    server.pool.hold()
+    asked = server.engine._loop.create_task(generate(server, stream=True, partial_images=1))
+    await until(lambda: any(live.feed for live in server.engine.register.live.values()))
+    (live,) = server.engine.register.live.values()
+    assert live.feed is not None
+    for picture in ("Zmlyc3Q=", "c2Vjb25k"):  # only the latest is kept
+        live.feed.add("preview", {"jpeg": picture}, live.job.created_at + 1)
+    server.pool.release()
+    lines = (await asked).text.split("\n\n")
+    assert [line.partition("\n")[0] for line in lines if line] == [
+        "event: image_generation.partial_image", "event: image_generation.completed"
+    ]  # fmt: skip
+    assert '"b64_json":"c2Vjb25k"' in lines[0] and '"partial_image_index":0' in lines[0]
