@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import concurrent.futures
 import io
+import json
 import os
 import signal
 from collections.abc import Iterator, Sequence
@@ -181,6 +182,24 @@ def test_openai_s_client_draws_and_sees_the_picture_grow(server: RunningServer) 
     answer = client.images.generate(prompt="a cat", size="64x64", extra_body=more)
     image = pixels(base64.b64decode(answer.data[0].b64_json))
     assert alike(image, drawn(server, draw(server, seed=3, steps=6, guidance=7.5)))
+    more["num_inference_steps"] = LONG
+    events = list(client.images.generate(
+        prompt="a cat", size="64x64", stream=True, partial_images=1, extra_body=more
+    ))  # fmt: skip
+    assert [event.type for event in events] == ["image_generation.partial_image", "image_generation.completed"]
+    assert pixels(base64.b64decode(events[0].b64_json)).shape == (SIDE, SIDE, 3)
+    final = pixels(base64.b64decode(events[1].b64_json))
+    assert alike(final, drawn(server, draw(server, seed=3, guidance=7.5)))
+
+
+def test_a_job_s_previews_are_in_its_event_stream(server: RunningServer) -> None:
+    shown, silent = (
+        server.get(f"/jobs/{draw(server, previews=previews)}/events", headers={"accept": "text/event-stream"}).text
+        for previews in (True, False)
+    )
+    assert "event: preview" in shown and "event: preview" not in silent
+    line = next(line for line in shown.partition("event: preview")[2].splitlines() if line.startswith("data:"))
+    assert pixels(base64.b64decode(json.loads(line[5:])["jpeg"])).shape == (SIDE, SIDE, 3)
 
 
 def test_imagegenx_draws_fills_and_follows_edges(server: RunningServer) -> None:
