@@ -16,6 +16,7 @@ from models.diffusion import loading, requests, samplers, sources, tasks
 from models.diffusion.lora import LoraRack, LoraSet
 from models.diffusion.memory import memory_of, refuse_too_large, sizes_of
 from models.diffusion.networks import HostedNetworks
+from models.diffusion.preview import LatentColours, Look
 from models.stepping.contract import StepAdapter
 from models.stepping.rendezvous import PipelineRun, SharedPipeline
 
@@ -58,6 +59,8 @@ class Diffusion(StepAdapter):
             int(self.options.get("max_loras", 8)),
         )
         self._shared: dict[tuple[type, str, tuple[Any, ...]], SharedPipeline] = {}
+        vae = getattr(pipeline, "vae", None)
+        self._colours = LatentColours(vae, self._memory.bring) if hasattr(vae, "decode") else None
         networks = {**pipeline.components, **{f"ControlNet {kind}": net for kind, net in self._control_nets.items()}}
         self._refuse_too_large(sizes_of(networks))
         for network in networks.values():
@@ -86,7 +89,8 @@ class Diffusion(StepAdapter):
         scheduler = samplers.make(name, self._scheduler)
         worn = self._rack.take(loras.wanted(item.params.get("lora_name"), item.params.get("lora_weight")))
         shared = self._pipeline(kind, control.kind if control else "", worn)
-        return shared.start(asked.arguments, _finishing(asked, worn), scheduler)
+        look = Look(self._colours, asked.size) if item.previews and self._colours else None
+        return shared.start(asked.arguments, _finishing(asked, worn), scheduler, look)
 
     def remaining(self, item: Item) -> float:
         """About how many forwards of the denoiser the item will need."""

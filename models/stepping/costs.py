@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 KEPT_KEYS = 1_024
 STALE = 1_000  # forwards of a key, after which a width that was not among them is forgotten, to be tried again
+DOUBTED = 100  # the same of a width that was measured twice only: the device may have hiccuped just then
 SHARE = 0.2  # of a new measurement in the seconds of its width
 FAR = 2.0  # a measurement more than this many times off counts as this many times off: the device hiccuped
 
@@ -70,12 +71,13 @@ class _Curve:
             bounded = min(max(seconds, point.seconds / FAR), point.seconds * FAR)
             point.seconds += SHARE * (bounded - point.seconds)
             point.count, point.last = point.count + 1, self.count
-        if self.count % STALE == 0:
+        if self.count % DOUBTED == 0:
             self._forget()
 
     def _forget(self) -> None:
-        self.widths = [width for width in self.widths if self.points[width].last > self.count - STALE]
-        self.points = {width: self.points[width] for width in self.widths}
+        self.points = {width: point for width, point in self.points.items()
+                       if self.count - point.last < (STALE if point.count > 2 else DOUBTED)}
+        self.widths = sorted(self.points)
 
 
 class StepCosts:

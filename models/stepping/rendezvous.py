@@ -11,7 +11,7 @@ import copy
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,10 @@ LANES = {  # by how a component's name begins
     "text_encoder": Lane.ENCODE, "image_encoder": Lane.ENCODE,
 }
 VAE_METHODS = {"encode": Lane.ENCODE, "decode": Lane.DECODE}
+
+
+Look = Callable[[Any, Tensor, Any, Tensor], np.ndarray | None]
+"""Makes a preview of a step, or not: of the scheduler, what was predicted, the timestep, the latents before."""
 
 
 class Networks:
@@ -78,12 +82,13 @@ class SharedPipeline:
         self._tells_steps = "callback_on_step_end" in inspect.signature(type(pipeline).__call__).parameters
 
     def start(
-        self, arguments: Mapping[str, Any], finish: Callable[[Any], Output], scheduler: Any = None
+        self, arguments: Mapping[str, Any], finish: Callable[[Any], Output], scheduler: Any = None,
+        look: Look | None = None,
     ) -> PipelineRun:
         """A run of `pipeline(**arguments)`, not started. `finish` makes the output of what the pipeline returns.
 
         `scheduler`: one to use instead of the pipeline's; a copy is made either way. Give a `generator`: without one
-        the noise comes from torch's global state, and depends on who else runs.
+        the noise comes from torch's global state, and depends on who else runs. `look` makes the run's previews.
         """
         pipeline = copy.copy(self._pipeline)
         run = PipelineRun(pipeline, dict(arguments), finish)
@@ -95,6 +100,8 @@ class SharedPipeline:
         pipeline.__dict__["maybe_free_model_hooks"] = _leave_the_models  # others are still under way
         if self._tells_steps:
             run.listen()
+        if look is not None and "scheduler" in pipeline.components:
+            run.show(pipeline.__dict__["scheduler"], look)
         return run
 
 
@@ -152,6 +159,17 @@ class PipelineRun:
             return (other(pipeline, index, timestep, tensors) or {}) if other else {}
 
         self._arguments["callback_on_step_end"] = step
+
+    def show(self, scheduler: Any, look: Look) -> None:
+        """Have previews made of what goes into each step of the run's own scheduler."""
+        step = scheduler.step
+
+        @wraps(step)  # pipelines ask for its parameters
+        def shown(prediction: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
+            self.preview = look(scheduler, prediction, timestep, sample)
+            return step(prediction, timestep, sample, *args, **kwargs)
+
+        scheduler.step = shown
 
     def _work(self) -> Output:
         return self._finish(self._pipeline(**self._arguments))

@@ -82,6 +82,18 @@ def test_only_so_many_keys_are_kept() -> None:
     assert costs.seconds("often", 1) == 1.0 and costs.seconds(0, 1) is None
 
 
+def test_a_width_that_a_hiccup_spoiled_is_tried_again_soon() -> None:
+    costs = costs_of({1: 1.0})
+    costs.learn("unet", 2, 1.1)
+    costs.learn("unet", 2, 9.0)
+    for _ in range(97):
+        costs.learn("unet", 1, 1.0)
+    assert costs.seconds("unet", 2) == 9.0
+    for _ in range(101):
+        costs.learn("unet", 1, 1.0)
+    assert costs.seconds("unet", 2) == 1.0 and costs.reach("unet") == 2
+
+
 @given(st.lists(st.tuples(st.integers(1, 16), st.floats(1e-6, 1e3)), min_size=1, max_size=60), st.integers(1, 40))
 def test_whatever_was_measured_seconds_are_positive_and_prices_fall(measured: list[tuple[int, float]], rows: int):
     costs = StepCosts()
