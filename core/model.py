@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import secrets
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -26,6 +27,7 @@ WORDS: Mapping[str, tuple[str, Any]] = {
 REFERENCE_SIDE = 512
 REFERENCE_PIXELS = REFERENCE_SIDE * REFERENCE_SIDE
 MAX_TEXT = 8_192
+RANDOM_SEED = -1
 MAX_IMAGES = 16  # of one role in a request
 
 
@@ -169,6 +171,13 @@ class ModelSpec:
         """By role, the least and the most images that a request has."""
         usual = {"image": (1, 1)} | ({"mask": (1, 1)} if self.needs_mask else {})
         return usual | {role: (least, most) for role, (least, most) in self.takes.items()}
+
+    def settled(self, params: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The parameters with what chance decides decided: a stepped model's seed, where it is `RANDOM_SEED`. Done once
+        when a job is accepted, so that one that has to run again gives the same image."""
+        if self.stepped and params.get("seed") == RANDOM_SEED:
+            return {**params, "seed": secrets.randbits(32)}
+        return params
 
     def scale(self, params: Mapping[str, Any]) -> int:
         """By how much width and height grow."""

@@ -330,6 +330,9 @@ class Engine:
     # --- down: a job is born and waits ------------------------------------------------------------------------------
 
     def _new_job(self, request: ImageRequest) -> Job:
+        params = self.catalogue[request.model].settled(request.params)
+        if params is not request.params:
+            request = replace(request, params=params)
         return Job(str(uuid.uuid4()), request, time.time(), self.register.number())
 
     def _admit_live(

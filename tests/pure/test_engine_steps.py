@@ -290,3 +290,15 @@ async def test_status_and_metrics_tell_of_steps_where_models_step(tmp_path):
     async with engine(tmp_path / "other") as (made, _):
         assert made.snapshot()["workers"][0]["steps"] is None
         assert b"imagepool_step" not in (await made.render_metrics())[0]
+
+
+async def test_a_random_seed_is_drawn_once_so_that_a_second_run_gives_the_same_image(tmp_path, monkeypatch):
+    text = SPEC.format(folder="", timeout=30.0) + "\n[params.seed]\ntype = \"int\"\ndefault = -1\nmin = -1\n"
+    chancy = read_spec(text, "adder")
+    async with steps(tmp_path) as (made, pool):
+        monkeypatch.setitem(made.catalogue._specs, "adder", chancy)
+        asked = plain_request(png(1), model="adder", params=chancy.check_params({}))
+        seeds = {(await made.submit(asked)).request.params["seed"] for _ in range(3)}
+        assert len(seeds) == 3 and min(seeds) >= 0
+        kept = plain_request(png(1), model="adder", params=chancy.check_params({"seed": 7}))
+        assert (await made.submit(kept)).request.params["seed"] == 7
