@@ -295,7 +295,7 @@ async def test_status_and_metrics_tell_of_steps_where_models_step(tmp_path):
 async def test_a_random_seed_is_drawn_once_so_that_a_second_run_gives_the_same_image(tmp_path, monkeypatch):
     text = SPEC.format(folder="", timeout=30.0) + "\n[params.seed]\ntype = \"int\"\ndefault = -1\nmin = -1\n"
     chancy = read_spec(text, "adder")
-    async with steps(tmp_path) as (made, pool):
+    async with steps(tmp_path) as (made, _):
         monkeypatch.setitem(made.catalogue._specs, "adder", chancy)
         asked = plain_request(png(1), model="adder", params=chancy.check_params({}))
         seeds = {(await made.submit(asked)).request.params["seed"] for _ in range(3)}
