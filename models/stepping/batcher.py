@@ -18,7 +18,7 @@ after the other.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 from models.stepping.costs import StepCosts
@@ -94,12 +94,14 @@ class StepBatcher:
             del self._runs[waiting.run]
             self._weight -= self._weights[waiting.priority]
 
-    def next(self, now: float) -> list[Waiting]:
+    def next(self, now: float, welcome: Callable[[Waiting], bool] | None = None) -> list[Waiting]:
         """The calls of the next forward, taken out: all of one key; none when nobody waits. All who wait age alike, so
-        nothing depends on `now`."""
+        nothing depends on `now`. `welcome`: who should rather go, if anybody waits that it is true of."""
         if not self._lines:
             return []
-        line = min(self._lines.values(), key=self._head)
+        lines = list(self._lines.values())
+        preferred = [line for line in lines if welcome(line[0][2])] if welcome and len(lines) > 1 else lines
+        line = min(preferred or lines, key=self._head)
         chosen = [waiting for *_, waiting in line[: self._width(line)]]
         self._learn_usual(chosen[0])
         for waiting in chosen:

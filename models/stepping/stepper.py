@@ -143,7 +143,7 @@ class Stepper:
                 self._go_on(resident)
         for resident in list(self._residents.values()):
             self._leaves(resident)
-        aboard = [self._take(waiting) for waiting in self._batcher.next(self._clock())]
+        aboard = [self._take(waiting) for waiting in self._batcher.next(self._clock(), self._welcome)]
         if not aboard:
             return
         began = self._clock()
@@ -168,6 +168,11 @@ class Stepper:
         )
 
     # --- one forward ------------------------------------------------------------------------------------------------
+
+    def _welcome(self, waiting: Waiting) -> bool:
+        """Whether its network can run without driving out weights that have just come; who is urgent need not ask."""
+        ask = getattr(self._parked[waiting].call.network, "welcome", None)
+        return waiting.priority == URGENT or ask is None or ask()
 
     def _take(self, waiting: Waiting) -> _Parked:
         parked = self._parked.pop(waiting)

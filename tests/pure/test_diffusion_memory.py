@@ -9,12 +9,14 @@ import torch
 from diffusion_kit import CPU, build, folder_of, hole, images, item, model, picture, same
 from hypothesis import given
 from hypothesis import strategies as st
+from step_kit import Fifo
 from torch import nn
 
 from core.errors import ModelFailed, OutOfMemory
 from models.diffusion import adapter
 from models.diffusion.memory import DeviceMemory, HostedModule, refuse_too_large, sizes_of
 from models.diffusion.residency import SETTLE_FORWARDS, SETTLE_SECONDS, Residency
+from models.stepping.stepper import StepEvents, Stepper
 
 
 class Travelling(HostedModule):
@@ -37,7 +39,7 @@ class Travelling(HostedModule):
 
 def pretended(monkeypatch, budget: int) -> DeviceMemory:
     """A device of so many bytes for all models that are loaded from now on."""
-    memory = DeviceMemory(CPU, budget, host=Travelling)
+    memory = DeviceMemory(CPU, budget, clock=lambda: 0.0, host=Travelling)
     monkeypatch.setattr(adapter, "memory_of", lambda device: memory)
     return memory
 
@@ -160,6 +162,42 @@ def test_models_that_do_not_fit_together_take_turns(monkeypatch):
     for kind, one in zip(("sd15", "sdxl", "sd15"), (*made, made[0]), strict=True):
         assert same(images(one, item())[0], images(model(kind), item())[0])
     assert memory.residency.crowded
+
+
+class ByTurns(Fifo):
+    """Whoever was served longest ago: the worst order for weights that do not fit together."""
+
+    def __init__(self):
+        super().__init__()
+        self.served: list[int] = []
+
+    def next(self, now, welcome=None):
+        rather = [one for one in self.waiting if welcome(one)] or self.waiting
+        chosen = max(rather, key=lambda one: self.served[::-1].index(one.run) if one.run in self.served else 99)
+        self.served.append(chosen.run)
+        self.waiting.remove(chosen)
+        return [chosen]
+
+
+def travels(monkeypatch, steps: int) -> int:
+    """How often networks came to the device for two models that are asked by turns."""
+    memory = pretended(monkeypatch, max(weights("sd15")["unet"], weights("sdxl")["unet"]) + 1)
+    ends: list[object] = []
+    stepper = Stepper(CPU, ByTurns(), StepEvents(lambda _, end: ends.append(end)))
+    for number, kind in enumerate(("sd15", "sdxl")):
+        wanted, made = item(steps=steps), build(kind, offload=True)
+        stepper.join(number, made.start(wanted), priority=2, remaining=1.0, cancelled=wanted.cancelled)
+    with torch.no_grad():
+        while stepper.busy:
+            stepper.advance()
+    assert [end.image.shape for end in ends] == [(64, 64, 3)] * 2
+    return memory.residency.moves
+
+
+def test_models_that_are_asked_by_turns_do_not_travel_at_every_step(monkeypatch):
+    assert travels(monkeypatch, 24) < 20
+    monkeypatch.setattr(DeviceMemory, "welcome", lambda *_: True)
+    assert travels(monkeypatch, 24) > 40
 
 
 def test_what_does_not_fit_is_refused_with_the_numbers(monkeypatch):

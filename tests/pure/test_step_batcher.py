@@ -147,6 +147,15 @@ def test_an_unknown_network_is_tried_alone_then_ever_wider() -> None:
     assert widths[:2] == [1, 1] and widths[-1] == 8 and sorted(widths) == widths
 
 
+def test_who_is_not_welcome_waits_while_somebody_else_is() -> None:
+    """The weights of its network are not on the device, and those that would leave for them have just come."""
+    made, first, second = batcher(), call("large", joined=0.0), call("small", joined=1.0)
+    made.add(first)
+    made.add(second)
+    assert made.next(0.0, lambda one: one is second) == [second]
+    assert made.next(0.0, lambda one: one is second) == [first]
+
+
 def test_a_call_that_leaves_is_not_run() -> None:
     made, stays, leaves = batcher(), call(), call()
     made.add(stays)
