@@ -23,14 +23,14 @@ class SmallConditions(Diffusion):
 
 
 def write_specs(folder: Path) -> Path:
-    """A model folder that offers `qwen-image-edit`, and `sd15` with a ControlNet for edges."""
+    """A model folder that offers `qwen-image-edit`, and `sd15` with ControlNets."""
     folder.mkdir()
     edit = _with_source("qwen-image-edit", tiny_models.folder("qwen-image-edit"))
     edit = edit.replace("models.diffusion.adapter:Diffusion", f"{__name__}:SmallConditions")
     (folder / "qwen-image-edit.toml").write_text(edit)
     drawing = _with_source("sd15", tiny_models.folder("sd15"))
     controlnet = tiny_models.folder("sd15-controlnet") / "controlnet"
-    drawing = re.sub(r"(?s)(\[options\.controlnets\]\n).*?\n\n", rf'\1canny = "{controlnet}"\n\n', drawing)
+    drawing = re.sub(r'(?m)^(canny|depth|openpose) = ".*"$', rf'\1 = "{controlnet}"', drawing)
     (folder / "sd15.toml").write_text(drawing)
     return folder
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from models.base import Output
 from models.stepping.contract import Lane, StepCall
 from models.stepping.merge import MergedNetwork
+from models.stepping.timesteps import HostTimesteps
 
 LANES = {  # by how a component's name begins
     "unet": Lane.DENOISE, "transformer": Lane.DENOISE, "controlnet": Lane.DENOISE,
@@ -95,13 +96,12 @@ class SharedPipeline:
         # Past `__setattr__`, which would write the change into the configuration that all copies share.
         pipeline.__dict__.update({name: stand_in(run) for name, stand_in in self._stand_ins.items()})
         if "scheduler" in pipeline.components:
-            pipeline.__dict__["scheduler"] = copy.deepcopy(scheduler or self._pipeline.scheduler)
+            own = pipeline.__dict__["scheduler"] = copy.deepcopy(scheduler or self._pipeline.scheduler)
+            run.follow(own, look)
         pipeline.__dict__["_progress_bar_config"] = {"disable": True}
         pipeline.__dict__["maybe_free_model_hooks"] = _leave_the_models  # others are still under way
         if self._tells_steps:
             run.listen()
-        if look is not None and "scheduler" in pipeline.components:
-            run.show(pipeline.__dict__["scheduler"], look)
         return run
 
 
@@ -116,6 +116,7 @@ class PipelineRun:
         self._pipeline, self._arguments, self._finish = pipeline, arguments, finish
         self._greenlet: greenlet | None = None
         self._closing = False
+        self._scheduler: Any = None
         self.progress = 0.0
         self.preview: np.ndarray | None = None
 
@@ -160,16 +161,19 @@ class PipelineRun:
 
         self._arguments["callback_on_step_end"] = step
 
-    def show(self, scheduler: Any, look: Look) -> None:
-        """Have previews made of what goes into each step of the run's own scheduler."""
-        step = scheduler.step
+    def follow(self, scheduler: Any, look: Look | None) -> None:
+        """Have the steps of the run's own scheduler take timesteps that lie on the host, and previews made of them."""
+        step, timesteps = scheduler.step, HostTimesteps(scheduler)
 
         @wraps(step)  # pipelines ask for its parameters
-        def shown(prediction: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
-            self.preview = look(scheduler, prediction, timestep, sample)
-            return step(prediction, timestep, sample, *args, **kwargs)
+        def followed(prediction: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
+            with timesteps.during_step(timestep) as near:
+                if look is not None:
+                    self.preview = look(scheduler, prediction, near, sample)
+                return step(prediction, near, sample, *args, **kwargs)
 
-        scheduler.step = shown
+        scheduler.step = followed
+        self._scheduler = scheduler
 
     def _work(self) -> Output:
         return self._finish(self._pipeline(**self._arguments))
@@ -181,8 +185,10 @@ class PipelineRun:
         raise StopIteration(asked)
 
     def _forget(self) -> None:
-        """Pipeline, stand-ins and run know each other: nobody should have to wait for the garbage collector."""
-        self._pipeline, self._arguments, self._finish = None, {}, lambda result: Output()
+        """Pipeline, stand-ins, scheduler, run know each other: nobody should have to wait for the garbage collector."""
+        if self._scheduler is not None:
+            self._scheduler.__dict__.pop("step", None)
+        self._pipeline, self._scheduler, self._arguments, self._finish = None, None, {}, lambda result: Output()
 
 
 class _StandIn:

@@ -75,6 +75,14 @@ def draw(server: RunningServer, **fields: Any) -> str:
     return str(answer.json()["id"])
 
 
+def send(server: RunningServer, files: Sequence[Any], **params: Any) -> str:
+    """A short job of the native API, with pictures; its id."""
+    data = {"model": "sd15", "prompt": "a cat", "steps": "3", "seed": "1", **params}
+    answer = server.client.post("/jobs", **({"data": data, "files": files} if files else {"json": data}))
+    assert answer.status_code == 202, answer.text
+    return str(answer.json()["id"])
+
+
 def drawn(server: RunningServer, job: str) -> np.ndarray:
     told = server.wait_job(job)
     assert told["state"] == "succeeded", told
@@ -97,6 +105,13 @@ def png(mask: np.ndarray) -> bytes:
     file = io.BytesIO()
     Image.fromarray(mask).save(file, "PNG")
     return file.getvalue()
+
+
+def mask_png() -> bytes:
+    """48 x 32, the middle covered."""
+    mask = np.zeros((32, 48), np.uint8)
+    mask[8:24, 12:36] = 255
+    return png(mask)
 
 
 def data_url(data: bytes) -> str:
@@ -127,7 +142,6 @@ def test_edits_at_once_share_steps_and_each_gets_the_image_that_it_gets_alone(se
     for _ in range(5):  # on a loaded machine a wider forward may seem not to pay, for the next hundred
         before = steps_of(server)
         requests = at_once(server, EDITS)
-        eventually(lambda: steps_of(server)["steps_per_second"] > 0, every=0.01)
         assert all(map(alike, [edited(server, request) for request in requests], alone))
         after = eventually(lambda: (now := steps_of(server))["running"] == 0 and now)
         forwards, rows = after["forwards"] - before["forwards"], after["rows"] - before["rows"]
@@ -135,6 +149,14 @@ def test_edits_at_once_share_steps_and_each_gets_the_image_that_it_gets_alone(se
         if rows > 1.5 * forwards:
             break
     assert rows > 1.5 * forwards and after["rows_per_forward"] > 1
+
+
+def test_the_pace_is_told_while_edits_run(server: RunningServer) -> None:
+    requests = at_once(server, [{"seed": seed} for seed in range(8)])
+    eventually(lambda: (now := steps_of(server))["steps_per_second"] > 0 and now["running"], every=0.01)
+    for request in requests:
+        server.client.delete(f"/jobs/{request}")
+    eventually(lambda: steps_of(server)["running"] == 0)
 
 
 def test_an_urgent_job_overtakes_between_two_steps(server: RunningServer) -> None:
@@ -147,6 +169,35 @@ def test_an_urgent_job_overtakes_between_two_steps(server: RunningServer) -> Non
     after = drawn(server, plain)
     assert eventually(lambda: steps_of(server)["preemptions"] > before)
     assert alike(after, drawn(server, draw(server)))
+
+
+def test_all_tasks_of_one_model_meet_and_bring_their_pictures(server: RunningServer) -> None:
+    image, covered = ("image", ("a.png", photo(1))), mask_png()
+    mask = ("mask", ("b.png", covered))
+    words, changed, filled, guided = (
+        send(server, files, **params) for files, params in (
+            ([], {"width": 64, "height": 40}), ([image], {"strength": 0.9}), ([image, mask], {}),
+            ([image], {"control_type": "canny"}),
+        )
+    )  # fmt: skip
+    assert drawn(server, words).shape == (40, 64, 3)
+    assert drawn(server, changed).shape == drawn(server, guided).shape == (32, 48, 3)
+    outside = np.asarray(Image.open(io.BytesIO(covered))) == 0
+    assert (drawn(server, filled)[outside] == pixels(photo(1))[outside]).all()
+    assert (drawn(server, filled)[~outside] != pixels(photo(1))[~outside]).any()
+
+
+@pytest.mark.parametrize(("params", "about"), [
+    ({"lora_name": "nobody"}, "no LoRA"), ({"scheduler": "magic"}, "no sampler"),
+    ({"control_type": "depth"}, "needs a control map"), ({"strength": 0.1}, "less than one step"),
+])  # fmt: skip
+def test_what_cannot_be_done_fails_its_job_with_a_sentence(
+    server: RunningServer, params: dict[str, Any], about: str
+) -> None:
+    files = [("image", ("a.png", photo(2)))] if "strength" in params else []
+    told = server.wait_job(send(server, files, **params))
+    assert told["state"] == "failed" and told["error"]["code"] == "invalid_parameter", told
+    assert about in told["error"]["message"]
 
 
 # --- leaving and coming back ----------------------------------------------------------------------------------------
