@@ -113,14 +113,15 @@ def test_the_comparison_would_see_another_control():
 
 
 def test_sdxl_text_picture_and_mask():
+    # Guidance is mild: it multiplies the rounding of these random networks, too.
     found = prove("sdxl", [
-        of(StableDiffusionXLPipeline, prompt=WORDS[0], num_inference_steps=4, guidance_scale=6.0, seed=0, **SMALL),
+        of(StableDiffusionXLPipeline, prompt=WORDS[0], num_inference_steps=4, guidance_scale=3.0, seed=0, **SMALL),
         of(StableDiffusionXLPipeline, prompt=WORDS[1], prompt_2=WORDS[2], num_inference_steps=3, guidance_scale=1.0,
            seed=1, turn=2, **SMALL),
         of(StableDiffusionXLImg2ImgPipeline, prompt=WORDS[2], image=picture(1), strength=0.7, num_inference_steps=4,
-           seed=2, turn=1),
+           guidance_scale=3.0, seed=2, turn=1),
         of(StableDiffusionXLInpaintPipeline, prompt=WORDS[3], image=picture(2), mask_image=hole(), strength=0.9,
-           num_inference_steps=4, seed=3, turn=1, **SMALL),
+           num_inference_steps=4, guidance_scale=2.5, seed=3, turn=1, **SMALL),
     ], rows_per_forward=3)
     assert found.counters.forwards < 11
 
