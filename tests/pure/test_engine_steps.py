@@ -227,6 +227,24 @@ async def test_who_waits_for_an_ephemeral_job_sees_its_previews(tmp_path):
             assert seen == [b"jpeg"]
 
 
+async def test_a_waiter_that_fails_to_hear_of_its_job_still_gets_the_image(tmp_path):
+    def fail(_):
+        raise ZeroDivisionError
+
+    async with steps(tmp_path) as (made, pool):
+        pool.hold()
+        waiting = asyncio.create_task(made.lend(request(1, durable=False, previews=True), heard=fail, seen=fail))
+        await until(lambda: bool(held(pool)))
+        (id_,) = held(pool)
+        pool.say("cpu:0", JobProgress(id_, 0.25))
+        pool.say("cpu:0", JobPreview(id_, b"one"))
+        assert made.register.live[id_].feed is not None, "others see the preview"
+        pool.release()
+        job, loan = await waiting
+        with loan:
+            assert job.state is State.SUCCEEDED and job.progress >= 0.25
+
+
 async def test_over_http_previews_are_asked_for_with_a_field_and_come_as_events(tmp_path):
     write_spec(tmp_path / "models")
     async with serve(tmp_path, models_folder=tmp_path / "models", models=("adder",), arena_bytes=64 << 20) as server:
