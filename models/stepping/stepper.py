@@ -155,10 +155,6 @@ class Stepper:
             self._deliver(one, answer)
         self._tell_parked()
 
-    def park_to_host(self, run_id: int) -> int:
-        """Move what the run's waiting calls hold on the device to the host, until their turn comes; bytes freed."""
-        return self._shelter.move_out(one.call for one in self._residents[run_id].parked)
-
     def counters(self) -> StepCounters:
         """What was done so far."""
         self._forget_old_steps()
