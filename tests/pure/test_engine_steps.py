@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import time
+from dataclasses import replace
 
 import httpx
 import orjson
@@ -179,6 +181,22 @@ async def test_a_server_that_drains_finishes_who_sits_and_keeps_who_waits(tmp_pa
         assert sits.state is State.SUCCEEDED and waits.state is State.QUEUED
     async with steps(tmp_path) as (made, _):
         assert (await made.wait(waits.id, 10)).state is State.SUCCEEDED
+
+
+async def test_a_deadline_that_passes_while_a_job_fails_for_want_of_memory_changes_nothing(tmp_path, monkeypatch):
+    def no_memory(*_):
+        time.sleep(0.3)
+        raise errors.StorageFull("no shared memory is left")
+
+    async with steps(tmp_path, boots=False) as (made, pool):
+        monkeypatch.setattr(made.flights, "take_off", no_memory)
+        wanted = replace(request(1, durable=False, deadline=0.25), images=())
+        waiting = [asyncio.create_task(made.run(wanted)) for _ in range(2)]
+        await until(lambda: len(made.register.live) == 2)
+        pool.boot("cpu:0")
+        ends = await asyncio.gather(*waiting, return_exceptions=True)
+        assert [type(end) for end in ends] == [errors.StorageFull] * 2
+        assert not made.register.live and not made.scheduler.jobs
 
 
 async def test_a_client_that_leaves_frees_its_seat(tmp_path):
