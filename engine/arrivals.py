@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import time
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Literal, TypeVar
+
+import structlog
 
 from core.states import State
 from engine.departures import Departures
@@ -29,6 +31,9 @@ from workers.messages import (
     JobProgress,
     StepReport,
 )
+
+log = structlog.get_logger("engine")
+Told = TypeVar("Told")
 
 BLAME: Mapping[str, Literal["outside", "none"]] = {"stopped": "none", "killed": "outside"}
 
@@ -110,7 +115,7 @@ class Arrivals:
             return
         live.job.progress = max(live.job.progress, fraction)
         if live.heard:
-            live.heard(live.job.progress)
+            _tell_waiter(live, live.heard, live.job.progress)
         if live.feed:
             live.feed.add("progress", {"progress": round(live.job.progress, 4)}, time.time())
 
@@ -119,7 +124,7 @@ class Arrivals:
         if live is None or live.concluding or not live.job.request.previews:
             return
         if live.seen:
-            live.seen(jpeg)
+            _tell_waiter(live, live.seen, jpeg)
         text = base64.b64encode(jpeg).decode()
         live.event_feed().add("preview", {"jpeg": text, "progress": round(live.job.progress, 4)}, time.time())
 
@@ -136,3 +141,11 @@ class Arrivals:
         """A parked job runs again."""
         if live.job.state is State.PARKED:
             self._register.move(live, State.RUNNING, time.time(), device=live.job.device)
+
+
+def _tell_waiter(live: Live, told: Callable[[Told], None], what: Told) -> None:
+    """Whoever waits hears of his job on the way. What he makes of it must not harm the job, or what else has come."""
+    try:
+        told(what)
+    except Exception:
+        log.exception("a waiter of a job failed to hear of it", job=live.job.id, dialect=live.job.request.dialect)

@@ -402,8 +402,9 @@ class Engine:
             case Dispatch():
                 self._departures.dispatch(command)
             case Finish(job, state, error):
-                live = self.register.live[job]
-                self._endings.without_result(live, state, live.job.error or error)
+                live = self.register.live.get(job)
+                if live is not None:  # else it has just ended, and the scheduler hears of that next
+                    self._endings.without_result(live, state, live.job.error or error)
             case Requeue(job, why):
                 live = self.register.live[job]
                 self.register.move(live, State.QUEUED, time.time(), why=why)

@@ -67,6 +67,10 @@ class Agenda(Generic[T]):
         item = self.first()
         return None if item is None else self._key(item)
 
+    def check(self) -> None:
+        """No key has become less without its item being filed anew."""
+        assert all(filed <= self._key(item) for item, filed in self._listed.items()), "a key fell unnoticed"
+
     def __len__(self) -> int:
         return len(self._listed)
 

@@ -241,6 +241,8 @@ class Roster:
 
     def check(self) -> None:
         """Every worker is filed where its state belongs."""
+        for agenda in (self._idle, self._empty, self._seated, self._urgent, self._ending, self._running):
+            agenda.check()
         for worker in self.workers.values():
             held, seats, ready = worker.batches, worker.seats, worker.open
             seats.check()

@@ -291,6 +291,7 @@ class Scheduler:
             worker.pace = learn(curve, worker.pace, batch.cost, seconds)
             worker.measured, worker.doubted = self.now, False
         worker.loaded.add(model)
+        self.roster.file(worker)
 
     def _batch_out_of_memory(self, event: events.BatchOutOfMemory) -> None:
         batch = self.roster.holding(event.worker, event.incarnation, event.batch)

@@ -84,7 +84,8 @@ class WorkerEnd:
 class MasterEnd:
     """The master's side, on its event loop: never blocks, neither on a half message nor on a worker that reads no more.
 
-    `on_message(message)` is called for each message in order, `on_closed()` once when the worker's end is gone.
+    `on_message(message)` is called for each message in order, `on_closed()` once when the worker's end is gone. What
+    `on_message` raises goes to the loop's exception handler: the messages behind belong to other jobs.
     """
 
     def __init__(
@@ -158,4 +159,8 @@ class MasterEnd:
         for message in self._frames.feed(data):
             if self._closed:
                 return
-            self._on_message(message)  # type: ignore[arg-type]
+            try:
+                self._on_message(message)  # type: ignore[arg-type]
+            except Exception as fault:
+                what = f"a message of a worker ({type(message).__name__}) could not be taken in"
+                self._loop.call_exception_handler({"message": what, "exception": fault})

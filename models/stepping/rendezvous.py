@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial, wraps
@@ -124,16 +125,14 @@ class PipelineRun:
         """On with the answer (None at first) to the next call. StopIteration holds the output."""
         if self._greenlet is None:
             self._greenlet = greenlet(self._work)
-            return self._arrived(self._greenlet.switch())
-        self._greenlet.parent = getcurrent()
-        return self._arrived(self._greenlet.switch(answer))
+            return self._go_on(self._greenlet.switch)
+        return self._go_on(self._greenlet.switch, answer)
 
     def throw(self, fault: BaseException, /) -> StepCall:
         """The fault is raised where the pipeline waits."""
         if self._greenlet is None:
             self._greenlet = greenlet(self._work)
-        self._greenlet.parent = getcurrent()
-        return self._arrived(self._greenlet.throw(fault))
+        return self._go_on(self._greenlet.throw, fault)
 
     def close(self) -> None:
         """End it where it waits. Networks that it asks for on its way out are refused."""
@@ -162,14 +161,20 @@ class PipelineRun:
         self._arguments["callback_on_step_end"] = step
 
     def follow(self, scheduler: Any, look: Look | None) -> None:
-        """Have the steps of the run's own scheduler take timesteps that lie on the host, and previews made of them."""
-        step, timesteps = scheduler.step, HostTimesteps(scheduler)
+        """Have the steps of the run's own scheduler take timesteps that lie on the host, and previews made of them. A
+        preview that cannot be made is the last that is tried: the image itself does not depend on it."""
+        step, timesteps, wanted = scheduler.step, HostTimesteps(scheduler), look is not None
 
         @wraps(step)  # pipelines ask for its parameters
         def followed(prediction: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
+            nonlocal wanted
             with timesteps.during_step(timestep) as near:
-                if look is not None:
-                    self.preview = look(scheduler, prediction, near, sample)
+                if wanted and look is not None:
+                    try:
+                        self.preview = look(scheduler, prediction, near, sample)
+                    except Exception:
+                        wanted = False
+                        traceback.print_exc()
                 return step(prediction, near, sample, *args, **kwargs)
 
         scheduler.step = followed
@@ -178,7 +183,16 @@ class PipelineRun:
     def _work(self) -> Output:
         return self._finish(self._pipeline(**self._arguments))
 
-    def _arrived(self, asked: Any) -> StepCall:
+    def _go_on(self, enter: Callable[..., Any], *what: Any) -> StepCall:
+        """Into the greenlet until it needs a network, ends or fails."""
+        assert self._greenlet is not None
+        self._greenlet.parent = getcurrent()
+        try:
+            asked = enter(*what)
+        except BaseException as fault:
+            self._forget()
+            traceback.clear_frames(fault.__traceback__)  # latents, which lie on the device; the lines stay for the log
+            raise
         if isinstance(asked, StepCall):
             return asked
         self._forget()

@@ -40,8 +40,9 @@ class Shelter:
             return 0
         back = 0
         for tensor in _tensors([(call.args, call.kwargs) for call in calls]):
-            if self._away.pop(tensor, False):  # type: ignore[no-untyped-call]
+            if tensor in self._away:
                 tensor.data = self._back(tensor)
+                del self._away[tensor]  # not before: without room for it, it is still away
                 back += 1
         return back
 

@@ -7,6 +7,7 @@ A run leaves when it has ended, when it fails (alone: its companions go on) and 
 from __future__ import annotations
 
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -154,10 +155,6 @@ class Stepper:
             self._deliver(one, answer)
         self._tell_parked()
 
-    def park_to_host(self, run_id: int) -> int:
-        """Move what the run's waiting calls hold on the device to the host, until their turn comes; bytes freed."""
-        return self._shelter.move_out(one.call for one in self._residents[run_id].parked)
-
     def counters(self) -> StepCounters:
         """What was done so far."""
         self._forget_old_steps()
@@ -206,6 +203,8 @@ class Stepper:
                 self._timer.begin()
                 answers = calls[0].network.forward(calls)
                 self._timer.end(calls[0].key, sum(call.rows for call in calls))
+                if len(answers) != len(calls):
+                    raise ValueError(f"{calls[0].network.name} gave {len(answers)} answers to {len(calls)} calls")
                 return answers
             except Exception as fault:
                 if not lacks_memory(fault):
@@ -213,12 +212,21 @@ class Stepper:
             # Past the handler: the exception would keep alive what filled the memory.
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()
-            if len(aboard) > 1 or not self._shelter.move_out(one.call for one in self._parked.values()):
+            if len(aboard) > 1 or not self._make_room():
                 break
         return OutOfMemory(
             "this image does not fit the device's memory even alone; send a smaller one, or let the model work with "
             "less: lower precision, tiled decoding, offload"
         )
+
+    def _make_room(self) -> bool:
+        """Whether anything that waits could leave the device. The host's memory, too, may be used up."""
+        try:
+            return self._shelter.move_out(one.call for one in self._parked.values()) > 0
+        except Exception as fault:
+            if not lacks_memory(fault):
+                raise
+            return False
 
     def _count(self, aboard: Sequence[_Parked]) -> None:
         if aboard[0].call.lane is not Lane.DENOISE:
@@ -272,8 +280,10 @@ class Stepper:
     def _go_on(self, resident: _Resident, answers: Any = None, fault: Exception | None = None) -> None:
         try:
             asked = resident.run.throw(fault) if fault else resident.run.send(answers)
-            while not asked and isinstance(asked, list):
+            while asked == []:
                 asked = resident.run.send([])
+            if not all(isinstance(call, StepCall) for call in (asked if isinstance(asked, list) else [asked])):
+                raise TypeError(f"a run asked for {asked!r:.80} instead of forwards")
         except StopIteration as end:
             output = end.value if isinstance(end.value, Output) else TypeError("the run ended without an output")
             self._end(resident, output)
@@ -320,7 +330,10 @@ class Stepper:
         if not resident.cancelled():
             return False
         self._withdraw(resident)
-        resident.run.close()
+        try:
+            resident.run.close()
+        except Exception:  # it failed on its way out; nobody wants to know but who looks after the model
+            traceback.print_exc()
         self._end(resident, Cancelled("the job was cancelled while it ran"))
         return True
 

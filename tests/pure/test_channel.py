@@ -46,6 +46,25 @@ async def test_messages_arrive_in_order_both_ways():
     master.close()
 
 
+async def test_a_message_that_cannot_be_taken_in_does_not_lose_those_behind_it():
+    got, faults = [], []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: faults.append(context["exception"]))
+
+    def take_in(message):
+        got.append(message)
+        if message == Pong(1, 2):
+            raise ZeroDivisionError
+
+    master, worker, *_ = pair(take_in)
+    worker.send(Pong(1, 2), BatchDone(3, 0.5))
+    worker.send(BatchDone(4, 0.5))
+    async with asyncio.timeout(5):
+        while len(got) < 3:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+    assert got == [Pong(1, 2), BatchDone(3, 0.5), BatchDone(4, 0.5)] and list(map(type, faults)) == [ZeroDivisionError]
+    master.close()
+
+
 async def test_a_worker_that_reads_no_more_does_not_block_the_master_and_loses_nothing():
     master, worker, *_ = pair()
     many = [Drop(number, "x" * 1000) for number in range(1000)]  # far more than a pipe holds

@@ -83,6 +83,19 @@ def test_a_request_that_is_looked_at_gets_the_same_picture():
     assert same(output.image, alone(stock("sd15"), 4, height=64, width=64))
 
 
+def test_a_preview_that_cannot_be_made_costs_nobody_the_picture(monkeypatch, capsys):
+    monkeypatch.setattr(preview, "EVERY", 0.0)
+    made = build("sd15")
+    made._base.vae.decode = lambda *_, **__: 1 / 0
+    run = made.start(looked_at())
+    with torch.no_grad():
+        call = run.send(None)
+        while run.progress < 0.5:  # more than one step
+            call = run.send(call.network.forward([call])[0])
+    assert run.preview is None and capsys.readouterr().err.count("ZeroDivisionError:") == 1
+    run.close()
+
+
 def test_nothing_is_computed_when_nobody_looks(monkeypatch):
     monkeypatch.setattr(preview, "guess", lambda *_: pytest.fail("nobody looks"))
     made = build("sd15")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import time
+from dataclasses import replace
 
 import httpx
 import orjson
@@ -181,6 +183,22 @@ async def test_a_server_that_drains_finishes_who_sits_and_keeps_who_waits(tmp_pa
         assert (await made.wait(waits.id, 10)).state is State.SUCCEEDED
 
 
+async def test_a_deadline_that_passes_while_a_job_fails_for_want_of_memory_changes_nothing(tmp_path, monkeypatch):
+    def no_memory(*_):
+        time.sleep(0.3)
+        raise errors.StorageFull("no shared memory is left")
+
+    async with steps(tmp_path, boots=False) as (made, pool):
+        monkeypatch.setattr(made.flights, "take_off", no_memory)
+        wanted = replace(request(1, durable=False, deadline=0.25), images=())
+        waiting = [asyncio.create_task(made.run(wanted)) for _ in range(2)]
+        await until(lambda: len(made.register.live) == 2)
+        pool.boot("cpu:0")
+        ends = await asyncio.gather(*waiting, return_exceptions=True)
+        assert [type(end) for end in ends] == [errors.StorageFull] * 2
+        assert not made.register.live and not made.scheduler.jobs
+
+
 async def test_a_client_that_leaves_frees_its_seat(tmp_path):
     async with steps(tmp_path, seats=1) as (made, pool):
         pool.hold()
@@ -225,6 +243,24 @@ async def test_who_waits_for_an_ephemeral_job_sees_its_previews(tmp_path):
         _, loan = await task
         with loan:
             assert seen == [b"jpeg"]
+
+
+async def test_a_waiter_that_fails_to_hear_of_its_job_still_gets_the_image(tmp_path):
+    def fail(_):
+        raise ZeroDivisionError
+
+    async with steps(tmp_path) as (made, pool):
+        pool.hold()
+        waiting = asyncio.create_task(made.lend(request(1, durable=False, previews=True), heard=fail, seen=fail))
+        await until(lambda: bool(held(pool)))
+        (id_,) = held(pool)
+        pool.say("cpu:0", JobProgress(id_, 0.25))
+        pool.say("cpu:0", JobPreview(id_, b"one"))
+        assert made.register.live[id_].feed is not None, "others see the preview"
+        pool.release()
+        job, loan = await waiting
+        with loan:
+            assert job.state is State.SUCCEEDED and job.progress >= 0.25
 
 
 async def test_over_http_previews_are_asked_for_with_a_field_and_come_as_events(tmp_path):

@@ -153,6 +153,54 @@ def test_a_cancelled_run_hears_of_it():
     assert isinstance(ends[0], TypeError)  # it ended without an output
 
 
+def test_a_cancelled_run_that_fails_on_its_way_out_is_gone_all_the_same(capsys):
+    desk = Desk()
+
+    def run():
+        try:
+            yield desk.network.call(1)
+            yield desk.network.call(1)
+        finally:
+            raise ZeroDivisionError("on its way out")
+
+    desk.join(0, run())
+    desk.join(1, desk.network.run(1, 3))
+    desk.stepper.advance()
+    desk.cancelled.add(0)
+    ends = desk.finish()
+    assert isinstance(ends[0], Cancelled) and ends[1] == 16
+    assert "on its way out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("asked", [None, (), [None], 3], ids=repr)
+def test_a_run_that_asks_for_no_forward_fails_alone(asked):
+    desk = Desk()
+
+    def run():
+        yield desk.network.call(1)
+        yield asked
+
+    desk.join(0, run())
+    desk.join(1, desk.network.run(1, 3))
+    ends = desk.finish()
+    assert isinstance(ends[0], TypeError) and ends[1] == 16
+
+
+def test_a_network_that_gives_another_number_of_answers_fails_its_calls_alone():
+    desk = Desk()
+
+    class Forgetful(Doubler):
+        name = "forgetful"
+
+        def forward(self, calls):
+            return super().forward(calls)[1:]
+
+    desk.join(0, Forgetful().run(1, 2))
+    desk.join(1, desk.network.run(1, 3))
+    ends = desk.finish()
+    assert "forgetful gave 0 answers to 1 calls" in str(ends[0]) and ends[1] == 16
+
+
 @pytest.mark.parametrize("step", range(4))
 def test_a_fault_at_any_step_is_the_guilty_runs_alone(step):
     desk = Desk()
@@ -218,6 +266,20 @@ def test_what_does_not_fit_alone_is_an_answer():
     ends = desk.finish()
     assert isinstance(ends[0], OutOfMemory) and ends[1] == 8
     assert "smaller" in str(ends[0])
+
+
+def test_where_the_host_has_no_room_either_it_is_an_answer_too():
+    desk = Desk()
+    desk.network.fault = out_of_memory_beyond(1)
+
+    def no_room(_):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    desk.stepper._shelter.move_out = no_room
+    desk.join(0, (call for call in [desk.network.call(1, rows=2)]))
+    desk.join(1, desk.network.run(1, 2))
+    ends = desk.finish()
+    assert isinstance(ends[0], OutOfMemory) and ends[1] == 8
 
 
 def test_every_forward_that_worked_is_measured():

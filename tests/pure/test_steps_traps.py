@@ -370,6 +370,12 @@ def test_a_run_that_ended_is_gone_without_the_garbage_collector():
         run.send(None)
         run.close()
         assert pipeline() is None
+        run = desk.run(three()[0])
+        pipeline = weakref.ref(run._pipeline)
+        run.send(None)
+        with pytest.raises(ZeroDivisionError):
+            run.throw(ZeroDivisionError())
+        assert pipeline() is None
     finally:
         gc.enable()
 
