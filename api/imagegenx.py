@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import re
 import zipfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -77,15 +77,15 @@ class Reader:
             data = decode_base64(url, role, max_bytes=most)
         return read_image(data, role, max_pixels=self._settings.max_pixels)
 
-    def spec(self, asked: schema.Task, images: Sequence[ImagePart]) -> ModelSpec:
-        """The model named by `model_type`, the setting's, or the first that takes these images. Raises `UnknownModel`,
-        or `InvalidParameter` when the one that was named does not take them."""
+    def spec(self, asked: schema.Task, images: Sequence[ImagePart], params: Collection[str] = ()) -> ModelSpec:
+        """The model named by `model_type`, the setting's, or the first that takes these images and parameters. Raises
+        `UnknownModel`, or `InvalidParameter` when the one that was named does not take the images."""
         counts: dict[Role, int] = {image.role: 1 for image in images}
         if asked.model_type:
             spec = named(self._engine.catalogue, asked.model_type)
             check_counts(spec, counts)
             return spec
-        return choose(self._engine.catalogue, DRAW, counts, (self._settings.imagegenx_model,))
+        return choose(self._engine.catalogue, DRAW, counts, (self._settings.imagegenx_model,), params)
 
     def requests(
         self, request: Request, asked: schema.Task, texts: Sequence[str], images: tuple[ImagePart, ...] = (),
@@ -93,7 +93,7 @@ class Reader:
     ) -> list[ImageRequest]:
         """The (first) jobs of as many tasks as there are texts; all else they share. `more`: model parameters that were
         asked for. Raises what makes it impossible."""
-        who, params, spec = caller(request), asked.all_params(), self.spec(asked, images)
+        who, params, spec = caller(request), asked.all_params(), self.spec(asked, images, more)
         if asked.callback_url:
             fetch.check_url(asked.callback_url, "callback_url", self._settings.fetch)
         output = params.postprocess.output()

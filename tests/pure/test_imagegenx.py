@@ -91,6 +91,15 @@ async def test_a_model_that_was_named_must_take_the_images(tmp_path: Path, route
         assert not server.ran
 
 
+async def test_edges_are_found_by_a_model_that_follows_them(tmp_path: Path) -> None:
+    models = {"models_folder": TEST_MODELS, "models": ("repaint", "paint"), "imagegenx_model": "repaint"}
+    async with serve(tmp_path, work=picture, **models) as server:
+        assert (await post(server, "controlnet", image_url=PICTURE)).status_code == 200
+        await server.until_ran()
+        (job,) = await server.engine.jobs(None)
+        assert job.request.model == "paint"
+
+
 async def test_the_tasks_of_a_batch_share_their_watermark(server: Server) -> None:
     server.pool.hold()
     mark = {"type": "image", "image_path": PICTURE}
