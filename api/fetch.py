@@ -48,7 +48,8 @@ def check_url(url: str, parameter: str, reach: Reach) -> str:
         host, _ = parts.hostname, parts.port
     except ValueError:
         host, parts = None, urlsplit("")
-    if parts.scheme.lower() not in ("http", "https") or not host or len(url) > MAX_URL or "@" in parts.netloc:
+    of_the_web = parts.scheme.lower() in ("http", "https") and "@" not in parts.netloc
+    if not host or not of_the_web or len(url) > MAX_URL or not url.isprintable():  # `urlsplit` passes over line breaks
         raise InvalidParameter(
             f"'{parameter}' must be an http or https address of at most {MAX_URL} characters, without a password",
             parameter=parameter,

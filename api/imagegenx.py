@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import re
 import zipfile
+from collections import Counter
 from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import asdict
 from typing import Annotated, Any
@@ -30,7 +31,7 @@ from api.jobs import send_result
 from api.limits import file_limit
 from api.run import Watch
 from api.submission import check_counts
-from core.errors import ImagePoolError, InvalidParameter, JobNotFound
+from core.errors import ImagePoolError, InvalidParameter, JobNotFound, Overloaded
 from core.model import ModelSpec
 from core.request import ImagePart, ImageRequest, OutputFormat, Role
 from core.settings import Settings
@@ -42,6 +43,7 @@ THUMBNAIL = 256  # pixels of its longest side
 THUMB_NAME, FILE_NAME = re.compile(r"(img[0-9]{21})_thumb\.webp"), re.compile(r"(img[0-9]{21})_[0-9]+x[0-9]+\.[a-z]+")
 OWN_FILE = re.compile(r"/api/v1/image/file/[0-9]{8}/" + FILE_NAME.pattern)
 DRAW = ("generate", "edit")
+MOST_FETCHES = 16  # of one tenant at a time
 
 Id = Annotated[str, PathField(alias="id", max_length=64)]
 
@@ -59,6 +61,7 @@ class Reader:
 
     def __init__(self, engine: Engine, settings: Settings, tasks: Tasks) -> None:
         self._engine, self._settings, self._tasks = engine, settings, tasks
+        self._fetching: Counter[str] = Counter()  # images on their way, by tenant
 
     async def body(self, request: Request, kind: type[schema.Body]) -> schema.Body:
         """Raises `BadRequest` and `ValidationFailed`."""
@@ -72,10 +75,20 @@ class Reader:
             body = await self._tasks.result(await self._tasks.find(own[1], caller(request).tenant))
             data = await body.read()
         elif url.lower().startswith(("http://", "https://")):
-            data = await fetch.fetch(url, parameter, reach=self._settings.fetch, max_bytes=most)
+            data = await self._fetch(url, parameter, caller(request).tenant, most)
         else:
             data = decode_base64(url, role, max_bytes=most)
         return read_image(data, role, max_pixels=self._settings.max_pixels)
+
+    async def _fetch(self, url: str, parameter: str, tenant: str, max_bytes: int) -> bytes:
+        """Bounded for each tenant: a request of a few bytes has the server hold a whole image."""
+        if self._fetching[tenant] >= MOST_FETCHES:
+            raise Overloaded(f"{MOST_FETCHES} images are being fetched for you already; send it again", retry_after=1.0)
+        self._fetching[tenant] += 1
+        try:
+            return await fetch.fetch(url, parameter, reach=self._settings.fetch, max_bytes=max_bytes)
+        finally:
+            self._fetching[tenant] -= 1
 
     def spec(self, asked: schema.Task, images: Sequence[ImagePart], params: Collection[str] = ()) -> ModelSpec:
         """The model named by `model_type`, the setting's, or the first that takes these images and parameters. Raises

@@ -75,7 +75,7 @@ async def test_this_host_is_not_reached_by_any_of_its_names(name: str) -> None:
 
 @pytest.mark.parametrize("url", [
     "file:///etc/passwd", "ftp://example.org/a", "gopher://x", "http://", "http://a:b@example.org/", "//example.org/a",
-    "http://[::1", "http://example.org:port/", "http://example.org/" + "a" * 3000, "",
+    "http://[::1", "http://example.org:port/", "http://example.org/" + "a" * 3000, "http://exam\nple.org/", "",
 ])  # fmt: skip
 async def test_what_is_no_web_address_is_refused(url: str) -> None:
     with pytest.raises(InvalidParameter):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
+from api import imagegenx
 from core.request import Priority
 from tests.pure.dialect_kit import KEY, OTHER_KEY, Server, keys_file, png, serve
 from tests.pure.engine_kit import TEST_MODELS
@@ -89,6 +91,31 @@ async def test_a_model_that_was_named_must_take_the_images(tmp_path: Path, route
         answer = await post(server, route, model_type=model, image_url=PICTURE, mask_url=PICTURE)
         assert model in refused(answer, 422)
         assert not server.ran
+
+
+async def test_a_tenant_has_so_many_images_fetched_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(imagegenx, "MOST_FETCHES", 1)
+    asked, answer = asyncio.Event(), asyncio.Event()
+
+    async def slow(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.set()
+        await answer.wait()
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(png()) + png())
+        writer.close()
+
+    host = await asyncio.start_server(slow, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{host.sockets[0].getsockname()[1]}/"
+    async with serve(tmp_path, work=picture, fetch="any", **MODELS) as server, host:
+        first = asyncio.ensure_future(post(server, "img2img", image_url=url))
+        await asked.wait()
+        second = await post(server, "img2img", image_url=url)
+        refused(second, 503)
+        assert second.headers["retry-after"] == "1"
+        answer.set()
+        assert (await first).status_code == 200
+        assert (await post(server, "img2img", image_url=url)).status_code == 200
 
 
 async def test_edges_are_found_by_a_model_that_follows_them(tmp_path: Path) -> None:
