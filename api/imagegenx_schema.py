@@ -11,6 +11,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 from api import choice
 from api.errors import ValidationFailed
 from api.images import decode_base64, read_image
+from core import loras
 from core.errors import InvalidParameter
 from core.model import ModelSpec
 from core.request import Corner, OutputFormat, Watermark
@@ -198,6 +199,7 @@ def model_params(spec: ModelSpec, text: str, params: Params, drawn: bool, **more
     words = ", ".join(part.strip() for part in (text, params.style or "") if part.strip())
     if not words:
         raise InvalidParameter("'text' is empty; say what to draw", parameter="text")
+    loras.wanted(params.lora_name, params.lora_weight)  # here rather than in a task that fails later
     size = params.size() or ((SIDE, SIDE) if drawn else None)
     asked = {
         "prompt": words,
