@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from core.errors import InvalidParameter, UnknownModel
@@ -15,19 +15,22 @@ _LETTERS = re.compile(r"[^a-z0-9+]")
 
 
 def choose(
-    catalogue: Catalogue, tasks: Sequence[str], images: Mapping[Role, int], first: Sequence[str | None] = ()
+    catalogue: Catalogue, tasks: Sequence[str], images: Mapping[Role, int], first: Sequence[str | None] = (),
+    params: Collection[str] = (),
 ) -> ModelSpec:
-    """The model for a request with so many images of each role: the first of the names in `first` that is offered and
-    takes them; else a stepped model of these tasks, the tasks in their order; else any other. Raises `UnknownModel`."""
+    """The model for a request with so many images of each role that asks for the parameters `params`: the first of the
+    names in `first` that is offered and takes them; else a stepped model of these tasks, the tasks in their order; else
+    any other. Raises `UnknownModel`."""
     named = [catalogue[name] for name in first if name and name in catalogue]
     by_task = [spec for task in tasks for spec in catalogue if spec.task == task]
     for spec in (*named, *sorted(by_task, key=lambda spec: not spec.stepped)):
-        if takes(spec, images):
+        if takes(spec, images) and spec.params.keys() >= set(params):
             return spec
     sent = " and ".join(f"{count} as {role}" for role, count in images.items() if count) or "none"
+    needs = f" and the parameters {', '.join(params)}" if params else ""
     raise UnknownModel(
-        f"this server offers no model to {' or '.join(tasks)} with the images sent ({sent}); GET /models lists what "
-        "it has, and its operator adds others (--models-folder)"
+        f"this server offers no model to {' or '.join(tasks)} with the images sent ({sent}){needs}; GET /models lists "
+        "what it has, and its operator adds others (--models-folder)"
     )
 
 

@@ -26,6 +26,7 @@ FETCH_SECONDS = 20.0  # for a whole image, redirects included
 CALLBACK_SECONDS = 3.0
 MAX_REDIRECTS = 3
 MAX_URL = 2048
+UNREACHABLE = httpx.HTTPError, httpx.InvalidURL, UnicodeError  # the last: a name that IDNA cannot have
 NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
@@ -47,7 +48,8 @@ def check_url(url: str, parameter: str, reach: Reach) -> str:
         host, _ = parts.hostname, parts.port
     except ValueError:
         host, parts = None, urlsplit("")
-    if parts.scheme.lower() not in ("http", "https") or not host or len(url) > MAX_URL or "@" in parts.netloc:
+    of_the_web = parts.scheme.lower() in ("http", "https") and "@" not in parts.netloc
+    if not host or not of_the_web or len(url) > MAX_URL or not url.isprintable():  # `urlsplit` passes over line breaks
         raise InvalidParameter(
             f"'{parameter}' must be an http or https address of at most {MAX_URL} characters, without a password",
             parameter=parameter,
@@ -72,6 +74,8 @@ def public(address: Address) -> bool:
             hidden = ipaddress.IPv4Address(int(address) & 0xFFFF_FFFF)
         if hidden is not None:
             return public(hidden)
+    if isinstance(address, ipaddress.IPv6Address) and address.is_site_local:  # fec0::/10, the predecessor of fc00::/7
+        return False
     return address.is_global and not address.is_multicast and not address.is_reserved
 
 
@@ -97,8 +101,8 @@ class Pinned(httpx.AsyncHTTPTransport):
         loop = asyncio.get_running_loop()
         port = url.port or (443 if url.scheme == "https" else 80)
         try:
-            found = await loop.getaddrinfo(url.host, port, type=socket.SOCK_STREAM)
-        except OSError:
+            found = await loop.getaddrinfo(url.raw_host.decode(), port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError):  # the latter for a label that no name can have
             raise httpx.ConnectError("the name cannot be resolved") from None
         addresses = list(dict.fromkeys(ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found))
         if self._reach != "any" and not all(map(public, addresses)):
@@ -108,7 +112,7 @@ class Pinned(httpx.AsyncHTTPTransport):
 
 def _to(request: httpx.Request, address: Address) -> httpx.Request:
     """The request, sent to that address; its Host header and the name in its TLS handshake stay."""
-    extensions = {**request.extensions, "sni_hostname": request.url.host}
+    extensions = {**request.extensions, "sni_hostname": request.url.raw_host.decode()}
     return httpx.Request(
         request.method, request.url.copy_with(host=str(address)), headers=request.headers, stream=request.stream,
         extensions=extensions,
@@ -152,7 +156,7 @@ async def fetch(url: str, parameter: str, *, reach: Reach, max_bytes: int) -> by
         why = f"it did not arrive within {FETCH_SECONDS:g} s"
     except httpx.TooManyRedirects:
         why = f"its host redirects more than {MAX_REDIRECTS} times"
-    except (httpx.HTTPError, httpx.InvalidURL):
+    except UNREACHABLE:
         why = "its host cannot be reached"
     else:
         return bytes(data)
@@ -164,16 +168,22 @@ async def post(
     sleep: Callable[[float], Any] = asyncio.sleep,
 ) -> bool:
     """Send JSON to a callback address, again after each of the pauses (seconds) while the host does not take it;
-    whether it did. A redirect is not followed. What the host will never take (4xx) is not sent again."""
+    whether it did. A redirect is not followed. What the host will never take (4xx) is not sent again. What it answers
+    beside the status is not read."""
+    headers = {"content-type": "application/json"}
     for pause in (*pauses, None):
         try:
-            async with asyncio.timeout(CALLBACK_SECONDS), _client(reach, "callback_url", CALLBACK_SECONDS) as client:
-                answer = await client.post(url, content=body, headers={"content-type": "application/json"})
+            async with (
+                asyncio.timeout(CALLBACK_SECONDS),
+                _client(reach, "callback_url", CALLBACK_SECONDS) as client,
+                client.stream("POST", url, content=body, headers=headers) as answer,
+            ):
+                pass
             if answer.is_success:
                 return True
             if answer.status_code < 500 and answer.status_code not in (408, 425, 429):
                 return False
-        except (TimeoutError, httpx.HTTPError, httpx.InvalidURL):
+        except (TimeoutError, *UNREACHABLE):
             pass
         except InvalidParameter:
             return False

@@ -9,7 +9,8 @@ from __future__ import annotations
 import io
 import re
 import zipfile
-from collections.abc import AsyncIterator, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -29,7 +30,8 @@ from api.images import check_mask, decode_base64, read_image
 from api.jobs import send_result
 from api.limits import file_limit
 from api.run import Watch
-from core.errors import ImagePoolError, InvalidParameter, JobNotFound
+from api.submission import check_counts
+from core.errors import ImagePoolError, InvalidParameter, JobNotFound, Overloaded
 from core.model import ModelSpec
 from core.request import ImagePart, ImageRequest, OutputFormat, Role
 from core.settings import Settings
@@ -41,6 +43,7 @@ THUMBNAIL = 256  # pixels of its longest side
 THUMB_NAME, FILE_NAME = re.compile(r"(img[0-9]{21})_thumb\.webp"), re.compile(r"(img[0-9]{21})_[0-9]+x[0-9]+\.[a-z]+")
 OWN_FILE = re.compile(r"/api/v1/image/file/[0-9]{8}/" + FILE_NAME.pattern)
 DRAW = ("generate", "edit")
+MOST_FETCHES = 16  # of one tenant at a time
 
 Id = Annotated[str, PathField(alias="id", max_length=64)]
 
@@ -58,6 +61,7 @@ class Reader:
 
     def __init__(self, engine: Engine, settings: Settings, tasks: Tasks) -> None:
         self._engine, self._settings, self._tasks = engine, settings, tasks
+        self._fetching: Counter[str] = Counter()  # images on their way, by tenant
 
     async def body(self, request: Request, kind: type[schema.Body]) -> schema.Body:
         """Raises `BadRequest` and `ValidationFailed`."""
@@ -71,23 +75,38 @@ class Reader:
             body = await self._tasks.result(await self._tasks.find(own[1], caller(request).tenant))
             data = await body.read()
         elif url.lower().startswith(("http://", "https://")):
-            data = await fetch.fetch(url, parameter, reach=self._settings.fetch, max_bytes=most)
+            data = await self._fetch(url, parameter, caller(request).tenant, most)
         else:
             data = decode_base64(url, role, max_bytes=most)
         return read_image(data, role, max_pixels=self._settings.max_pixels)
 
-    def spec(self, asked: schema.Task, images: Sequence[ImagePart]) -> ModelSpec:
-        """The model named by `model_type`, the setting's, or the first that takes these images."""
-        if asked.model_type:
-            return named(self._engine.catalogue, asked.model_type)
-        counts: dict[Role, int] = {image.role: 1 for image in images}
-        return choose(self._engine.catalogue, DRAW, counts, (self._settings.imagegenx_model,))
+    async def _fetch(self, url: str, parameter: str, tenant: str, max_bytes: int) -> bytes:
+        """Bounded for each tenant: a request of a few bytes has the server hold a whole image."""
+        if self._fetching[tenant] >= MOST_FETCHES:
+            raise Overloaded(f"{MOST_FETCHES} images are being fetched for you already; send it again", retry_after=1.0)
+        self._fetching[tenant] += 1
+        try:
+            return await fetch.fetch(url, parameter, reach=self._settings.fetch, max_bytes=max_bytes)
+        finally:
+            self._fetching[tenant] -= 1
 
-    def request(
-        self, request: Request, asked: schema.Task, text: str, images: tuple[ImagePart, ...] = (), **more: Any
-    ) -> ImageRequest:
-        """One task's (first) job. `more`: model parameters that were asked for. Raises what makes it impossible."""
-        who, params, spec = caller(request), asked.all_params(), self.spec(asked, images)
+    def spec(self, asked: schema.Task, images: Sequence[ImagePart], params: Collection[str] = ()) -> ModelSpec:
+        """The model named by `model_type`, the setting's, or the first that takes these images and parameters. Raises
+        `UnknownModel`, or `InvalidParameter` when the one that was named does not take the images."""
+        counts: dict[Role, int] = {image.role: 1 for image in images}
+        if asked.model_type:
+            spec = named(self._engine.catalogue, asked.model_type)
+            check_counts(spec, counts)
+            return spec
+        return choose(self._engine.catalogue, DRAW, counts, (self._settings.imagegenx_model,), params)
+
+    def requests(
+        self, request: Request, asked: schema.Task, texts: Sequence[str], images: tuple[ImagePart, ...] = (),
+        **more: Any,
+    ) -> list[ImageRequest]:
+        """The (first) jobs of as many tasks as there are texts; all else they share. `more`: model parameters that were
+        asked for. Raises what makes it impossible."""
+        who, params, spec = caller(request), asked.all_params(), self.spec(asked, images, more)
         if asked.callback_url:
             fetch.check_url(asked.callback_url, "callback_url", self._settings.fetch)
         output = params.postprocess.output()
@@ -95,16 +114,20 @@ class Reader:
         if params.postprocess.scale > 1:
             client["then"] = self._enlarge(params.postprocess.scale, output)
             output = OutputFormat()
-        return ImageRequest(
-            model=spec.name,
-            images=images,
-            params=schema.model_params(spec, text, params, drawn=not images, **more),
-            output=output,
-            priority=who.grant(read_priority(asked.priority)),
-            tenant=who.tenant,
-            dialect=DIALECT,
-            client=client,
-        )
+        priority = who.grant(read_priority(asked.priority))
+        return [
+            ImageRequest(
+                model=spec.name,
+                images=images,
+                params=schema.model_params(spec, text, params, drawn=not images, **more),
+                output=output,
+                priority=priority,
+                tenant=who.tenant,
+                dialect=DIALECT,
+                client=client,
+            )
+            for text in texts
+        ]
 
     def _enlarge(self, scale: int, output: OutputFormat) -> dict[str, Any]:
         """What the second job of a task is to be, as plain data."""
@@ -122,8 +145,8 @@ def router(engine: Engine, settings: Settings) -> APIRouter:
     tasks = Tasks(engine, settings.fetch)
     reader = Reader(engine, settings, tasks)
 
-    async def accept(request: ImageRequest) -> Response:
-        _, (task,) = await tasks.submit([request])
+    async def accept(requests: list[ImageRequest]) -> Response:
+        _, (task,) = await tasks.submit(requests)
         more = {"estimated_time": tasks.estimate(task), "temp_url": f"/temp/{task.id}_thumb.webp"}
         return JSONResponse(envelope(task.tell() | more))
 
@@ -131,7 +154,7 @@ def router(engine: Engine, settings: Settings) -> APIRouter:
               **takes(schema.Generate), **answers())
     async def generate(request: Request) -> Response:
         asked = await reader.body(request, schema.Generate)
-        return await accept(reader.request(request, asked, asked.text))
+        return await accept(reader.requests(request, asked, [asked.text]))
 
     @api.post("/img2img", operation_id="imagegenx_img2img", summary="Draw an image over another",
               **takes(schema.Img2img), **answers())
@@ -139,7 +162,7 @@ def router(engine: Engine, settings: Settings) -> APIRouter:
         asked = await reader.body(request, schema.Img2img)
         with Watch(request.scope, request.receive):
             image = await reader.picture(request, asked.image_url, "image_url")
-        return await accept(reader.request(request, asked, asked.text, (image,)))
+        return await accept(reader.requests(request, asked, [asked.text], (image,)))
 
     @api.post("/inpaint", operation_id="imagegenx_inpaint", summary="Draw anew what a mask covers",
               **takes(schema.Inpaint), **answers())
@@ -149,7 +172,7 @@ def router(engine: Engine, settings: Settings) -> APIRouter:
             image = await reader.picture(request, asked.image_url, "image_url")
             mask = await reader.picture(request, asked.mask_url, "mask_url", "mask")
         check_mask(image, mask)
-        return await accept(reader.request(request, asked, asked.text, (image, mask)))
+        return await accept(reader.requests(request, asked, [asked.text], (image, mask)))
 
     @api.post("/controlnet", operation_id="imagegenx_controlnet", summary="Draw along lines, depth or a pose",
               **takes(schema.Control), **answers())
@@ -167,14 +190,14 @@ def router(engine: Engine, settings: Settings) -> APIRouter:
             else:
                 image = await reader.picture(request, str(asked.image_url), "image_url")
         more = {"control_type": asked.control_type} | ({} if asked.control_image_url else {"strength": 1.0})
-        return await accept(reader.request(request, asked, asked.text, (image,), **more))
+        return await accept(reader.requests(request, asked, [asked.text], (image,), **more))
 
     @api.post("/batch-generate", operation_id="imagegenx_batch", summary="Draw an image for each of many texts",
               **takes(schema.Batch), **answers())
     async def batch_generate(request: Request) -> Response:
         asked = await reader.body(request, schema.Batch)
         total = len(asked.texts)
-        series, made = await tasks.submit([reader.request(request, asked, text) for text in asked.texts], batch=True)
+        series, made = await tasks.submit(reader.requests(request, asked, asked.texts), batch=True)
         batch = f"batch{series}00"
         return JSONResponse(envelope({
             "batch_task_id": batch, "task_ids": [task.id for task in made], "total": total,

@@ -6,11 +6,12 @@ import base64
 import re
 from typing import Any, Literal, TypeVar
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from api import choice
 from api.errors import ValidationFailed
 from api.images import decode_base64, read_image
+from core import loras
 from core.errors import InvalidParameter
 from core.model import ModelSpec
 from core.request import Corner, OutputFormat, Watermark
@@ -18,14 +19,21 @@ from core.request import Corner, OutputFormat, Watermark
 RESOLUTION = re.compile(r"\s*([1-9][0-9]{0,4})\s*[×xX*]\s*([1-9][0-9]{0,4})\s*")
 MOST_TEXTS = 100
 MOST_MARK = 256 << 10  # bytes of a watermark's image
+MOST_MARK_PIXELS = 4_000_000  # so many bytes can hold far more
 USUAL = {"steps": 50, "guidance": 7.5, "true_cfg_scale": 7.5}
 SIDE, SAMPLER = 512, "Euler"
 
 
 class Lenient(BaseModel):
-    """A JSON object, of which unknown names are ignored."""
+    """A JSON object, of which unknown names and nulls are ignored."""
 
     model_config = ConfigDict(extra="ignore", allow_inf_nan=False, protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, given: Any) -> Any:
+        """null says nothing, wherever it stands."""
+        return {name: value for name, value in given.items() if value is not None} if isinstance(given, dict) else given
 
 
 class Mark(Lenient):
@@ -58,7 +66,7 @@ class Mark(Lenient):
         image = ""
         if self.type == "image":
             data = decode_base64(self.image_path, max_bytes=MOST_MARK)
-            read_image(data)
+            read_image(data, max_pixels=MOST_MARK_PIXELS)
             image = base64.b64encode(data).decode()
         elif not self.text.strip():
             raise InvalidParameter("a watermark needs a text", parameter="watermark.text")
@@ -191,6 +199,7 @@ def model_params(spec: ModelSpec, text: str, params: Params, drawn: bool, **more
     words = ", ".join(part.strip() for part in (text, params.style or "") if part.strip())
     if not words:
         raise InvalidParameter("'text' is empty; say what to draw", parameter="text")
+    loras.wanted(params.lora_name, params.lora_weight)  # here rather than in a task that fails later
     size = params.size() or ((SIDE, SIDE) if drawn else None)
     asked = {
         "prompt": words,

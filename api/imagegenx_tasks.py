@@ -35,6 +35,7 @@ DIALECT = "imagegenx"
 TASK, BATCH = re.compile(r"img([0-9]{19})[0-9]{2}"), re.compile(r"batch([0-9]{19})00")
 SECOND = ".2"
 SHARE = 0.8  # of a task's progress, the first of two jobs
+MOST_TOLD = 10_000  # batches whose end is remembered as told
 TRIES = 3
 RETRY = 2.0  # seconds between two tries to have a second job accepted
 EXTENSIONS = {"jpeg": "jpg"}
@@ -152,7 +153,7 @@ class Tasks:
 
     def __init__(self, engine: Engine, reach: fetch.Reach) -> None:
         self._engine, self._reach = engine, reach
-        self._told: set[str] = set()  # batches whose end was told
+        self._told: dict[str, None] = {}  # batches whose end was told, the oldest first
         self.seconds = 5.0  # that one job takes, as lately measured
         engine.follow(DIALECT, self._ended)
 
@@ -202,7 +203,10 @@ class Tasks:
         return [await self._with_second(task) for task in tasks]
 
     async def cancel(self, task: Task) -> Task:
-        """In whatever state; after the end nothing changes."""
+        """In whatever state; after the end nothing changes. Raises what `Engine.submit` raises when its second job,
+        due just now, cannot be accepted to be cancelled."""
+        if task.waits_for_second:
+            task = Task(task.id, (*task.jobs, await self._accept_second(task)))
         job = await self._engine.cancel(task.last.id)
         return Task(task.id, (*task.jobs[:-1], job))
 
@@ -220,8 +224,16 @@ class Tasks:
     # --- what follows the end of a job --------------------------------------------------------------------------------
 
     async def _with_second(self, task: Task) -> Task:
-        """The task, its second job accepted when it is due: should the server have died just before that."""
-        return Task(task.id, (*task.jobs, await self._accept_second(task))) if task.waits_for_second else task
+        """The task, its second job accepted when it is due: should the server have died just before that. While there
+        is no room for it, the task is told as it is."""
+        if not task.waits_for_second:
+            return task
+        try:
+            return Task(task.id, (*task.jobs, await self._accept_second(task)))
+        except ImagePoolError as fault:
+            if not fault.retryable:
+                raise
+            return task
 
     async def _accept_second(self, task: Task) -> Job:
         job = task.last
@@ -272,11 +284,16 @@ class Tasks:
             tasks = await self.batch(str(batch), tenant)
             if batch in self._told or not all(task.ended for task in tasks):
                 return
-            self._told.add(str(batch))
+            self._remember(str(batch))
             body = envelope(batch_json(str(batch), tasks))
         began = time.monotonic()
         if not await fetch.post(str(url), orjson.dumps(body), reach=self._reach):
             log.warning("a callback was not taken", job=job.id, seconds=round(time.monotonic() - began, 1))
+
+    def _remember(self, batch: str) -> None:
+        self._told[batch] = None
+        if len(self._told) > MOST_TOLD:
+            del self._told[next(iter(self._told))]
 
 
 def _keyed(series: str, requests: Sequence[ImageRequest], batch: bool) -> list[ImageRequest]:

@@ -75,7 +75,7 @@ class Counter:
             asked = asked.model_copy(update={"prompt": ""})
         elif not asked.prompt.strip():
             raise InvalidParameter("Missing required parameter: 'prompt'.", parameter="prompt")
-        if tasks[0] == EDIT and not found.images["image"]:
+        if kind != "image_generation" and not found.images["image"]:
             raise InvalidParameter("Missing required parameter: 'image'.", parameter="image")
         spec = self._spec(asked, found, tasks)
         images = read_parts(spec, found, file_limit(caller(request), self._settings), self._settings.max_pixels)

@@ -22,6 +22,7 @@ from core.request import ImagePart, OutputFormat
 
 SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
 MOST = 10  # images of one request
+RANDOM = -1  # the seed that lets the server draw one
 
 
 class ImagesRequest(BaseModel):
@@ -90,7 +91,7 @@ class ImagesRequest(BaseModel):
 
     def params(self, spec: ModelSpec, image: ImagePart | None) -> list[dict[str, Any]]:
         """The model's parameters, once for each of the `n` images: seeds count up, from a drawn one when none was
-        given. Raises `InvalidParameter`."""
+        given, or -1. Raises `InvalidParameter`."""
         asked = {
             "prompt": self.prompt if self.prompt or "prompt" in spec.params else None,
             "negative_prompt": self.negative_prompt,
@@ -103,7 +104,7 @@ class ImagesRequest(BaseModel):
         }
         if "seed" not in spec.params:
             return [spec.check_params(_given(asked))] * self.n
-        seed = random.getrandbits(31) if self.seed is None else self.seed
+        seed = random.getrandbits(31) if self.seed in (None, RANDOM) else self.seed
         return [spec.check_params(_given(asked | {"seed": seed + number})) for number in range(self.n)]
 
     def _size(self, spec: ModelSpec, image: ImagePart | None) -> dict[str, int | None]:

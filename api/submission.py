@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import urllib.parse
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -168,11 +168,7 @@ def read_parts(spec: ModelSpec, found: Submission, max_file: int, max_pixels: in
     count = sum(map(len, found.images.values()))
     if count > MAX_IMAGES:
         raise _too_many(count)
-    for role, sent in found.images.items():
-        least, most = spec.parts.get(role, (0, 0))
-        if not least <= len(sent) <= most:
-            wants = _wants(role, least, most)
-            raise InvalidParameter(f"model '{spec.name}' {wants}; {len(sent)} were sent", parameter=role)
+    check_counts(spec, {role: len(sent) for role, sent in found.images.items()})
     if found.images["mask"] and not found.images["image"]:
         raise InvalidParameter("a mask belongs to an image; send that too", parameter="mask")
     parts = {
@@ -182,6 +178,16 @@ def read_parts(spec: ModelSpec, found: Submission, max_file: int, max_pixels: in
     for mask in parts["mask"]:
         check_mask(parts["image"][0], mask)
     return tuple(part for role in ROLES for part in parts[role])
+
+
+def check_counts(spec: ModelSpec, images: Mapping[Role, int]) -> None:
+    """Raise `InvalidParameter` unless the model takes so many images of each role."""
+    for role in ROLES:
+        sent, (least, most) = images.get(role, 0), spec.parts.get(role, (0, 0))
+        if not least <= sent <= most:
+            raise InvalidParameter(
+                f"model '{spec.name}' {_wants(role, least, most)}; {sent} were sent", parameter=role
+            )
 
 
 def _wants(role: Role, least: int, most: int) -> str:

@@ -17,6 +17,8 @@ from core.tensorfile import TensorFile, TensorHeader
 
 SUFFIX = ".safetensors"
 NAME = re.compile(r"[^\W_](?:[\w .+-]{0,98}[\w+-])?")  # letters of any script; no separators, no dots at the ends
+LONGEST_NAME = 200  # bytes; file systems allow 255 with the suffix
+LONGEST_HEADER = 8 << 20  # bytes of a file's header; those of real ones have a tenth of it
 MOST = 3  # LoRAs of one request
 LEAST_WEIGHT, MOST_WEIGHT = 0.0, 2.0
 DOWN = ("lora_down.weight", "lora_A.weight", "lora.down.weight", "lora_A.default.weight")
@@ -78,9 +80,10 @@ class LoraFolder:
 def checked_name(name: str) -> str:
     """The name, without the suffix of a file. Raises `InvalidParameter` for one that could lead out of the folder."""
     name = name.strip().removesuffix(SUFFIX)
-    if not NAME.fullmatch(name):
+    if not NAME.fullmatch(name) or len(name.encode()) > LONGEST_NAME:
         raise InvalidParameter(
-            "a LoRA's name has 1 to 100 letters, digits, blanks and . _ + -, and begins with a letter or digit",
+            "a LoRA's name has 1 to 100 letters, digits, blanks and . _ + - (at most 200 bytes), and begins with a "
+            "letter or digit",
             parameter="lora_name",
         )
     return name
@@ -89,7 +92,7 @@ def checked_name(name: str) -> str:
 def inspect(file: Path) -> LoraFacts:
     """Look into a file before it is offered. Raises `BadRequest` with what it is instead of a LoRA."""
     try:
-        tensors = TensorFile.read(file).tensors
+        tensors = TensorFile.read(file, LONGEST_HEADER).tensors
     except ValueError as fault:
         raise BadRequest(f"this file is not usable as a LoRA: {fault}") from None
     ranks = [tensor.shape[0] for name, tensor in tensors.items() if name.endswith(DOWN) and len(tensor.shape) >= 2]

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 LONGEST_HEADER = 100_000_000  # bytes; what the format's own library allows
+MOST_SIDES = 16
+LONGEST_SIDE = 1 << 62
 BITS: Mapping[str, int] = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 4, "I16": 16, "U16": 16, "F16": 16,
     "BF16": 16, "I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64, "C64": 64,
@@ -42,13 +44,14 @@ class TensorFile:
     notes: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, file: Path) -> TensorFile:
-        """Raises ValueError with half a sentence (what the file is instead), OSError when it cannot be read."""
+    def read(cls, file: Path, longest: int = LONGEST_HEADER) -> TensorFile:
+        """`longest`: the most bytes that its header may have. Raises ValueError with half a sentence (what the file is
+        instead), OSError when it cannot be read."""
         whole = file.stat().st_size
         with file.open("rb") as stream:
             start = stream.read(8)
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-            if not 2 <= length <= min(LONGEST_HEADER, whole - 8):
+            if not 2 <= length <= min(longest, whole - 8):
                 raise ValueError("it is no safetensors file, or a damaged one")
             raw = stream.read(length)
         try:
@@ -63,9 +66,10 @@ class TensorFile:
 
 
 def _tensor(entry: Mapping[str, Any]) -> TensorHeader:
-    shape = tuple(entry["shape"])
-    start, end = entry["data_offsets"]
-    bits = BITS[entry["dtype"]] * math.prod(shape)
-    if not all(type(side) is int and side >= 0 for side in shape) or bits != 8 * (end - start):
+    shape, (start, end) = tuple(entry["shape"]), entry["data_offsets"]
+    whole = all(type(number) is int and 0 <= number <= LONGEST_SIDE for number in (*shape, start, end))
+    if not whole or len(shape) > MOST_SIDES:  # before anything is computed: "a" * side would be a text of that length
+        raise ValueError
+    if BITS[entry["dtype"]] * math.prod(shape) != 8 * (end - start):
         raise ValueError
     return TensorHeader(entry["dtype"], shape, end - start)

@@ -20,7 +20,7 @@ MAX_TEXT_PIXELS = 4096  # of a text's side; it is cut beyond
 def draw(image: np.ndarray, mark: Watermark) -> np.ndarray:
     """A copy of the image (uint8 H x W, H x W x 3 or H x W x 4) with the mark on it. A grey one becomes RGB; what lies
     outside the mark keeps its bytes. A mark that is larger than the image is cut off at its edges."""
-    stamp = _picture(mark, image.shape[1]) if mark.image else _text(mark)
+    stamp = _picture(mark, image.shape[:2]) if mark.image else _text(mark)
     result = np.stack([image] * 3, axis=2) if image.ndim == 2 else image.copy()
     top, left = _place(mark, result.shape[:2], stamp.shape[:2])
     there = result[top : top + stamp.shape[0], left : left + stamp.shape[1]]
@@ -32,15 +32,17 @@ def draw(image: np.ndarray, mark: Watermark) -> np.ndarray:
     return result
 
 
-def _picture(mark: Watermark, width: int) -> np.ndarray:
-    """The image as RGBA, `scale` times as wide as the result."""
+def _picture(mark: Watermark, size: tuple[int, ...]) -> np.ndarray:
+    """The image as RGBA, `scale` times as wide as the result of that height and width, and no higher than it."""
     data = base64.b64decode(mark.image)
     found = codecs.decode(data, read_header(data))
     alpha = found.alpha if found.alpha is not None else np.full(found.image.shape[:2], 255, np.uint8)
     stamp = Image.fromarray(np.dstack([found.image, alpha]))
-    wide = max(1, round(width * mark.scale))
-    high = max(1, min(8 * wide, round(stamp.height * wide / stamp.width)))
-    return np.asarray(stamp.resize((wide, high), Image.Resampling.LANCZOS))
+    wide = max(1, round(size[1] * mark.scale))
+    high = max(1, round(stamp.height * wide / stamp.width))
+    shown = min(high, size[0])  # only that is made: a thin mark would become many times as large as the result
+    box = (0, 0, stamp.width, stamp.height * shown / high)
+    return np.asarray(stamp.resize((wide, shown), Image.Resampling.LANCZOS, box))
 
 
 def _text(mark: Watermark) -> np.ndarray:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from core.errors import InvalidParameter
 from models.base import Item, Output
-from models.diffusion import pixels, samplers
+from models.diffusion import pixels
 from models.diffusion.tasks import SEVERAL_PICTURES, Brings, call_arguments, edits
 
 ARGUMENTS = {
@@ -60,10 +60,11 @@ def control_of(item: Item, kinds: Sequence[str]) -> Control | None:
     if kind != "canny" or item.image is None:
         needs = "a control map, or an image to take the edges from," if kind == "canny" else "a control map"
         raise InvalidParameter(f"control type '{kind}' needs {needs} in the request", parameter="control")
-    low, high = (int(item.params.get(name) or usual) for name, usual in (
-        ("canny_low", pixels.CANNY_LOW), ("canny_high", pixels.CANNY_HIGH)
-    ))
-    return Control(kind, pixels.canny(item.image, low, high), drawn=True)
+    low, high = item.params.get("canny_low"), item.params.get("canny_high")
+    edges = pixels.canny(
+        item.image, pixels.CANNY_LOW if low is None else int(low), pixels.CANNY_HIGH if high is None else int(high)
+    )
+    return Control(kind, edges, drawn=True)
 
 
 def brings(item: Item, control: Control | None) -> Brings:
@@ -118,14 +119,6 @@ def ask(kind: type, item: Item, control: Control | None, multiple: int, options:
     }
     arguments |= {name: value for name, value in fixed.items() if name in takes}
     return Asked(kind, item, arguments, size, seed)
-
-
-def forwards(asked: Asked, scheduler: Any) -> float:
-    """About how many forwards of its denoiser a request needs."""
-    steps = int(asked.arguments.get("num_inference_steps") or 50)
-    count = samplers.forwards(steps, scheduler) * float(asked.arguments.get("strength", 1.0))
-    apart = "true_cfg_scale" in asked.arguments and float(asked.arguments["true_cfg_scale"]) > 1
-    return max(1.0, count * (2 if apart and "negative_prompt" in asked.arguments else 1))
 
 
 def _from_parameters(params: Mapping[str, Any], takes: frozenset[str]) -> dict[str, Any]:

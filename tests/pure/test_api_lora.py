@@ -57,7 +57,7 @@ async def test_upload_list_replace_and_remove(server: Server, lora: bytes, tmp_p
     assert (await server.client.delete("/api/v1/lora/ink")).status_code == 404
 
 
-@pytest.mark.parametrize("name", ["../../etc/x", "a/b", "..", ".hidden", "a\0b", "x" * 101])
+@pytest.mark.parametrize("name", ["../../etc/x", "a/b", "..", ".hidden", "a\0b", "x" * 101, "水" * 80])
 async def test_names_do_not_lead_out_of_the_folder(server: Server, lora: bytes, tmp_path: Path, name: str) -> None:
     answer = await upload(server, lora, name=name)
     assert answer.status_code == answer.json()["code"] == 422

@@ -12,7 +12,7 @@ from diffusion_kit import alone, build, hole, images, item, model, only, outputs
 from core.errors import BadOutput, InvalidParameter
 from core.model import Catalogue
 from models.diffusion import pixels, samplers
-from models.diffusion.requests import seed_of
+from models.diffusion.requests import control_of, seed_of
 
 PHOTO, MASK = picture(1), hole()
 EXAMPLES = Path(__file__).parents[2] / "examples" / "models"
@@ -126,6 +126,12 @@ def test_edges_are_found_at_the_thresholds_that_were_asked():
     first, second = images(net, item(PHOTO, control_type="canny"),
                            item(PHOTO, control_type="canny", canny_low=10, canny_high=900))
     assert not np.array_equal(first, second)
+
+
+def test_a_threshold_of_0_is_one():
+    for low, high in ((0, 0), (0, 200), (100, 0)):
+        found = control_of(item(PHOTO, control_type="canny", canny_low=low, canny_high=high), ["canny"])
+        assert np.array_equal(found.map, pixels.canny(PHOTO, low, high))
 
 
 def test_outside_the_mask_every_byte_stays_and_between_it_blends():

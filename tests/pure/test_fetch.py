@@ -51,7 +51,7 @@ async def get(url: str, reach: fetch.Reach = "any", most: int = 1000) -> bytes:
 @pytest.mark.parametrize("address", [
     "127.0.0.1", "127.8.8.8", "0.0.0.0", "10.0.0.1", "172.16.3.4", "192.168.1.1", "169.254.169.254", "100.64.0.1",
     "224.0.0.1", "255.255.255.255", "192.0.2.1", "::1", "::", "fe80::1", "fd00::1", "ff02::1", "::ffff:127.0.0.1",
-    "::ffff:10.0.0.1", "2002:7f00:1::", "64:ff9b::7f00:1", "64:ff9b::a9fe:a9fe",
+    "::ffff:10.0.0.1", "fec0::1", "2002:7f00:1::", "64:ff9b::7f00:1", "64:ff9b::a9fe:a9fe",
 ])  # fmt: skip
 def test_addresses_that_a_stranger_must_not_reach(address: str) -> None:
     assert not fetch.public(ipaddress.ip_address(address))
@@ -75,7 +75,7 @@ async def test_this_host_is_not_reached_by_any_of_its_names(name: str) -> None:
 
 @pytest.mark.parametrize("url", [
     "file:///etc/passwd", "ftp://example.org/a", "gopher://x", "http://", "http://a:b@example.org/", "//example.org/a",
-    "http://[::1", "http://example.org:port/", "http://example.org/" + "a" * 3000, "",
+    "http://[::1", "http://example.org:port/", "http://example.org/" + "a" * 3000, "http://exam\nple.org/", "",
 ])  # fmt: skip
 async def test_what_is_no_web_address_is_refused(url: str) -> None:
     with pytest.raises(InvalidParameter):
@@ -160,3 +160,17 @@ async def test_a_callback_is_sent_again_until_it_is_taken() -> None:
         assert not await fetch.post(url, b"{}", reach="any", pauses=(1, 1), sleep=at_once)
         assert len(heard) == 3  # a redirect is not followed, and not sent again
         assert await fetch.post(url, b"{}", reach="any", pauses=(1, 1), sleep=at_once)
+
+
+@pytest.mark.parametrize("name", ["a..b", f"{'a' * 70}.example", ".example.org", "xn--a"])
+async def test_a_name_that_no_host_can_have(name: str) -> None:
+    with pytest.raises(BadRequest, match="cannot be reached"):
+        await get(f"http://{name}/")
+    assert not await fetch.post(f"http://{name}/", b"{}", reach="any", pauses=())
+
+
+async def test_of_a_callback_s_answer_only_the_status_counts() -> None:
+    endless = b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: 1000000000\r\n\r\nno gzip"
+    async with host(lambda *_: endless) as (url, heard):
+        assert await fetch.post(url, b"{}", reach="any", pauses=())
+        assert len(heard) == 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -9,12 +11,14 @@ from typing import Any
 import httpx
 import pytest
 
+from api import imagegenx
 from core.request import Priority
 from tests.pure.dialect_kit import KEY, OTHER_KEY, Server, keys_file, png, serve
 from tests.pure.engine_kit import TEST_MODELS
 from workers.messages import RunItem
 
 MODELS = {"models_folder": TEST_MODELS, "models": ("paint", "upscale", "resize")}
+PICTURE = base64.b64encode(png()).decode()
 
 
 def picture(item: RunItem, _: bytes) -> bytes:
@@ -49,6 +53,7 @@ async def ended(server: Server, task_id: str) -> dict[str, Any]:
 @pytest.mark.parametrize(("body", "about"), [
     ({"params": {"resolution": "512"}}, "resolution"), ({"params": {"resolution": "9999×64"}}, "width"),
     ({"params": {"steps": 101}}, "steps"), ({"params": {"cfg_scale": 21}}, "guidance"),
+    ({"params": {"lora_name": "../x"}}, "LoRA"), ({"params": {"lora_name": "a,b,c,d"}}, "LoRA"),
     ({"params": {"lora_weight": 2.1}}, "lora_weight"), ({"params": {"sampler": "Oiler"}}, "Euler"),
     ({"params": {"postprocess": {"super_resolution": "3x"}}}, "super_resolution"),
     ({"params": {"postprocess": {"format": "tiff"}}}, "format"), ({"text": " "}, "text"), ({"priority": 4}, "priority"),
@@ -68,6 +73,67 @@ async def test_a_watermark_is_no_path(server: Server) -> None:
         mark = {"type": "image", "image_path": path}
         answer = await post(server, params={"postprocess": {"watermark": mark}})
         assert answer.status_code == 400
+
+
+async def test_a_watermark_s_pixels_are_bounded(server: Server) -> None:
+    mark = {"type": "image", "image_path": base64.b64encode(png(2100, 2000)).decode()}
+    refused(await post(server, params={"postprocess": {"watermark": mark}}), 413)
+
+
+async def test_nulls_say_nothing(server: Server) -> None:
+    for params in (None, {"postprocess": None}, {"postprocess": {"watermark": {"enable": False, "text": None}}}):
+        assert (await post(server, params=params, callback_url=None)).status_code == 200
+    refused(await post(server, text=None), 422)
+
+
+@pytest.mark.parametrize(("route", "model"), [("generate", "upscale"), ("inpaint", "upscale")])
+async def test_a_model_that_was_named_must_take_the_images(tmp_path: Path, route: str, model: str) -> None:
+    async with serve(tmp_path, work=picture, models_folder=TEST_MODELS, models=("paint", "upscale")) as server:
+        answer = await post(server, route, model_type=model, image_url=PICTURE, mask_url=PICTURE)
+        assert model in refused(answer, 422)
+        assert not server.ran
+
+
+async def test_a_tenant_has_so_many_images_fetched_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(imagegenx, "MOST_FETCHES", 1)
+    asked, answer = asyncio.Event(), asyncio.Event()
+
+    async def slow(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.set()
+        await answer.wait()
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(png()) + png())
+        writer.close()
+
+    host = await asyncio.start_server(slow, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{host.sockets[0].getsockname()[1]}/"
+    async with serve(tmp_path, work=picture, fetch="any", **MODELS) as server, host:
+        first = asyncio.ensure_future(post(server, "img2img", image_url=url))
+        await asked.wait()
+        second = await post(server, "img2img", image_url=url)
+        refused(second, 503)
+        assert second.headers["retry-after"] == "1"
+        answer.set()
+        assert (await first).status_code == 200
+        assert (await post(server, "img2img", image_url=url)).status_code == 200
+
+
+async def test_edges_are_found_by_a_model_that_follows_them(tmp_path: Path) -> None:
+    models = {"models_folder": TEST_MODELS, "models": ("repaint", "paint"), "imagegenx_model": "repaint"}
+    async with serve(tmp_path, work=picture, **models) as server:
+        assert (await post(server, "controlnet", image_url=PICTURE)).status_code == 200
+        await server.until_ran()
+        (job,) = await server.engine.jobs(None)
+        assert job.request.model == "paint"
+
+
+async def test_the_tasks_of_a_batch_share_their_watermark(server: Server) -> None:
+    server.pool.hold()
+    mark = {"type": "image", "image_path": PICTURE}
+    await post(server, "batch-generate", texts=["x"] * 3, params={"postprocess": {"watermark": mark}})
+    marks = [live.job.request.output.watermark for live in server.engine.register.live.values()]
+    assert len(marks) == 3 and len({id(mark) for mark in marks}) == 1
 
 
 async def test_a_batch_has_a_hundred_texts_at_most_and_is_not_cut(server: Server) -> None:
@@ -134,6 +200,20 @@ async def test_a_second_job_that_was_never_accepted_is_made_up_for(server: Serve
     assert told["status"] == "success" and told["result"]["resolution"] == "64×32"
     _, second = await server.engine.register.keyed("anonymous", task_id)
     assert second.request.output.format == "webp" and second.request.output.watermark.text == "mine"
+
+
+async def test_a_task_whose_second_job_has_no_room_is_told_all_the_same(tmp_path: Path) -> None:
+    async with serve(tmp_path, work=picture, queue_jobs=1, workers=("cpu:0",), **MODELS) as server:
+        server.engine.register.followers.clear()
+        params = {"resolution": "16x8", "postprocess": {"super_resolution": "4x"}}
+        task_id = (await post(server, params=params)).json()["data"]["task_id"]
+        (first,) = await server.engine.register.keyed("anonymous", task_id)
+        await server.engine.wait(first.id)
+        server.pool.hold()
+        assert [(await post(server)).status_code for _ in range(4)][-1] == 503
+        path = f"/api/v1/image/task/{task_id}"
+        assert (await server.client.get(path)).json()["data"]["status"] == "processing"
+        refused(await server.client.delete(path), 503)
 
 
 async def test_no_model_that_draws(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import struct
 import pytest
 
 from core.errors import BadRequest, InvalidParameter
-from core.loras import LoraFolder, checked_name, inspect, wanted
+from core.loras import LONGEST_HEADER, LoraFolder, checked_name, inspect, wanted
 from core.tensorfile import TensorFile
 
 
@@ -68,7 +68,7 @@ def test_a_file_that_was_cut_off_or_lies_about_its_shapes_is_refused(tmp_path):
 
 @pytest.mark.parametrize("name", [
     "../secret", "..", ".", "", " ", "a/b", "a\\b", "/etc/passwd", "a\0b", ".hidden", "a.", "x" * 101, "~", "C:evil",
-    "a\nb",
+    "a\nb", "水" * 80,
 ])
 def test_a_name_cannot_lead_out_of_the_folder(tmp_path, name):
     with pytest.raises(InvalidParameter):
@@ -108,3 +108,30 @@ def test_names_and_weights_belong_together():
                            ("a", "nan"), ("../a", 1)]:
         with pytest.raises(InvalidParameter):
             wanted(names, weights)
+
+
+@pytest.mark.parametrize("entry", [
+    {"dtype": "F16", "shape": [1 << 40, "a"], "data_offsets": [0, 0]},  # 1 TiB, were it computed
+    {"dtype": "F16", "shape": [1 << 40, []], "data_offsets": [0, 0]},
+    {"dtype": "F16", "shape": [1] * 17, "data_offsets": [0, 2]},
+    {"dtype": "F16", "shape": [-1, -1], "data_offsets": [0, 2]},
+    {"dtype": "F16", "shape": [1], "data_offsets": [0.0, 2.0]},
+])
+def test_a_header_s_numbers_are_looked_at_before_they_are_computed_with(tmp_path, entry):
+    text = json.dumps({"x.lora_down.weight": entry}).encode()
+    (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + bytes(2))
+    with pytest.raises(BadRequest, match="header"):
+        inspect(tmp_path / "a.safetensors")
+
+
+def test_a_header_is_not_read_when_it_is_far_longer_than_a_lora_s(tmp_path):
+    file = write(tmp_path / "a.safetensors", KOHYA)
+    data = file.read_bytes()
+    length = struct.unpack("<Q", data[:8])[0]
+    padded = data[8 : 8 + length] + b" " * (LONGEST_HEADER - length)
+    file.write_bytes(struct.pack("<Q", len(padded)) + padded + data[8 + length :])
+    assert inspect(file).rank == 8
+    padded += b" "
+    file.write_bytes(struct.pack("<Q", len(padded)) + padded + data[8 + length :])
+    with pytest.raises(BadRequest):
+        inspect(file)

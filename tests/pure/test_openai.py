@@ -123,3 +123,15 @@ async def test_previews_become_partial_images(server: Server) -> None:
         "event: image_generation.partial_image", "event: image_generation.completed"
     ]  # fmt: skip
     assert '"b64_json":"c2Vjb25k"' in lines[0] and '"partial_image_index":0' in lines[0]
+
+
+async def test_a_variation_is_of_an_image(server: Server) -> None:
+    answer = await server.client.post("/v1/images/variations", files={"n": (None, "1")})
+    assert answer.status_code == 400 and error(answer)["param"] == "image"
+    assert not server.ran
+
+
+async def test_the_seed_minus_1_is_drawn_and_counted_up_from(server: Server) -> None:
+    assert (await generate(server, n=3, seed=-1)).status_code == 200
+    seeds = sorted(item.params["seed"] for item in server.ran)
+    assert seeds == [seeds[0] + number for number in range(3)] and seeds[0] >= 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -72,3 +73,13 @@ def test_it_is_kept_with_its_job() -> None:
     asked = replace(request(output=OutputFormat("webp", 80, watermark=mark)), images=())
     kept = codec.decode(codec.encode(Job("0" * 8, asked, 1.0)))
     assert kept.request.output == asked.output
+
+
+def test_a_thin_image_does_not_become_larger_than_the_result() -> None:
+    thin = base64.b64encode(png(1, 2000, "red")).decode()
+    tracemalloc.start()
+    marked = draw(GREY[:4], Watermark(image=thin, opacity=1, scale=1))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (marked == (255, 0, 0)).all()
+    assert peak < 200_000  # bytes; the image in its whole length has more
