@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol
+from typing import Any, Protocol
 
 from models.stepping.batcher import StepBatcher, Waiting
 from models.stepping.costs import StepCosts
@@ -79,7 +79,7 @@ class Policy(Protocol):
 
     def add(self, waiting: Waiting) -> None: ...
     def remove(self, waiting: Waiting) -> None: ...
-    def next(self, now: float) -> list[Waiting]: ...
+    def next(self, now: float, welcome: Any = None) -> list[Waiting]: ...
     def limit(self, key: tuple[int, str, int], rows: int) -> None: ...
 
 
@@ -173,7 +173,7 @@ class _Plain:
     def remove(self, waiting: Waiting) -> None:
         del self.here[waiting.run]
 
-    def next(self, now: float) -> list[Waiting]:
+    def next(self, now: float, welcome: Any = None) -> list[Waiting]:
         return [self.here.pop(run) for run in self.choose()] if self.here else []
 
     def choose(self) -> list[int]:
