@@ -62,7 +62,7 @@ class Server:
 async def until(condition: Callable[[], bool]) -> None:
     """Let everybody else run until it holds."""
     while not condition():  # noqa: ASYNC110
-        await asyncio.sleep(0)
+        await asyncio.sleep(0.001)  # not 0: a loop that never waits keeps the store from the interpreter lock
 
 
 @asynccontextmanager
