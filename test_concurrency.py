@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean, quantiles
-from typing import Any
+from typing import Any, Protocol
 
 import httpx
 from PIL import Image, ImageDraw, ImageFont
@@ -88,18 +88,15 @@ class Seen:
     error: str
 
 
-class Api:
+class Api(Protocol):
     """How jobs are submitted, watched and fetched."""
 
     id_field: str
     status_path: str
     result_path: str
 
-    async def submit(self, client: httpx.AsyncClient, trial: Trial, png: bytes) -> httpx.Response:
-        raise NotImplementedError
-
-    def read(self, answer: dict[str, Any]) -> Seen:
-        raise NotImplementedError
+    async def submit(self, client: httpx.AsyncClient, trial: Trial, png: bytes) -> httpx.Response: ...
+    def read(self, answer: dict[str, Any]) -> Seen: ...
 
     def expected(self, size: Size) -> Size:
         return size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -18,16 +19,16 @@ from engine.results import ResultBody
 FORM_ROOM = 1 << 20  # bytes of a multipart body that are not the file: boundaries, headers, the other fields
 
 
-class UploadRoute(APIRoute):
+class UploadRoute(APIRoute, ABC):
     """A route with an upload of at most `most` bytes, measured while it comes in."""
 
+    @abstractmethod
     def most(self, request: Request) -> int:
         """The largest file that this request may carry, in bytes."""
-        raise NotImplementedError
 
+    @abstractmethod
     def too_large(self, most: int) -> TooLarge:
         """What a larger one is told."""
-        raise NotImplementedError
 
     def complaint(self, fault: RequestValidationError) -> Exception:
         """The error that a field which does not fit becomes."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import orjson
 from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
@@ -80,6 +81,17 @@ class MethodNotAllowed(ImagePoolError):
 
 class ValidationFailed(InvalidParameter):
     """A typed field did not fit. `details["errors"]` lists them as FastAPI does: loc, msg, type (never the input)."""
+
+
+def does_not_fit(fault: ValidationError) -> ValidationFailed:
+    """What pydantic found in a JSON body, as an error that names the first field."""
+    found = [
+        {"loc": ("body", *item["loc"]), "msg": item["msg"], "type": item["type"]}
+        for item in fault.errors(include_input=False, include_url=False, include_context=False)
+    ]
+    where = ".".join(str(part) for part in found[0]["loc"][1:]) or "body"
+    what = str(found[0]["msg"]).removeprefix("Value error, ")
+    return ValidationFailed(f"'{where[:64]}': {what}", errors=found)
 
 
 class HttpError(ImagePoolError):

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from api import choice
-from api.errors import ValidationFailed
+from api.errors import does_not_fit
 from api.images import decode_base64, read_image
 from core import loras
 from core.errors import InvalidParameter
@@ -185,12 +185,7 @@ def read(kind: type[Body], given: Any) -> Body:
     try:
         return kind.model_validate(given)
     except ValidationError as fault:
-        found = [
-            {"loc": ("body", *item["loc"]), "msg": item["msg"], "type": item["type"]}
-            for item in fault.errors(include_input=False, include_url=False, include_context=False)
-        ]
-    where = ".".join(str(part) for part in found[0]["loc"][1:]) or "body"
-    raise ValidationFailed(f"'{where[:64]}': {str(found[0]['msg']).removeprefix('Value error, ')}", errors=found)
+        raise does_not_fit(fault) from None
 
 
 def model_params(spec: ModelSpec, text: str, params: Params, drawn: bool, **more: Any) -> dict[str, Any]:

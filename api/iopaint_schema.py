@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from api.errors import HttpError, ValidationFailed
+from api.errors import HttpError, does_not_fit
 from core.model import ModelSpec
 
 SAMPLERS = (
@@ -42,12 +42,7 @@ def read(kind: type[Body], data: bytes) -> Body:
     try:
         return kind.model_validate_json(data)
     except ValidationError as fault:
-        found = [
-            {"loc": ("body", *item["loc"]), "msg": item["msg"], "type": item["type"]}
-            for item in fault.errors(include_input=False, include_url=False, include_context=False)
-        ]
-    where = ".".join(str(part) for part in found[0]["loc"][1:]) or "body"
-    raise ValidationFailed(f"'{where[:64]}': {found[0]['msg']}", errors=found)
+        raise does_not_fit(fault) from None
 
 
 class InpaintRequest(Lenient):

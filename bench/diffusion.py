@@ -130,7 +130,7 @@ def _decision(count: int, least: int) -> float:
             batcher.costs.learn(key, width, seconds(key, width))
     began = time.process_time_ns()
     while gone < least:
-        chosen = batcher.next(0.0)
+        chosen = batcher.next()
         gone += len(chosen)
         batcher.costs.learn(chosen[0].key, len(chosen), seconds(chosen[0].key, len(chosen)))
         for one in chosen:

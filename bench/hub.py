@@ -102,7 +102,7 @@ class Widest:
     def add(self, waiting: Any) -> None:
         self._waiting.append(waiting)
 
-    def next(self, now: float, welcome: Any = None) -> list[Any]:
+    def next(self, welcome: Any = None) -> list[Any]:
         taken, self._waiting = self._waiting, []
         return taken
 

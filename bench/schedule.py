@@ -33,7 +33,7 @@ def warm() -> Any:
                     batcher.costs.learn((lane, kind, 0), width, parts[kind] * curve[1] * width)
     for _ in range(50):
         batcher.add(Request(0, 0.0, "edit", 12, 0, 2, done=1).waiting())
-        batcher.next(0.0)
+        batcher.next()
     return batcher
 
 

@@ -8,6 +8,7 @@ takes is its curve, give or take two percent. A policy has what the stepper asks
 from __future__ import annotations
 
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -79,7 +80,7 @@ class Policy(Protocol):
 
     def add(self, waiting: Waiting) -> None: ...
     def remove(self, waiting: Waiting) -> None: ...
-    def next(self, now: float, welcome: Any = None) -> list[Waiting]: ...
+    def next(self, welcome: Any = None) -> list[Waiting]: ...
     def limit(self, key: tuple[int, str, int], rows: int) -> None: ...
 
 
@@ -133,7 +134,7 @@ def simulate(work: Sequence[Request], policy: Policy, seed: int = 0) -> list[For
         while arrived < len(work) and work[arrived].came <= now:
             policy.add(work[arrived].waiting())
             arrived += 1
-        chosen = policy.next(now)
+        chosen = policy.next()
         if not chosen:
             now = work[arrived].came
             continue
@@ -154,7 +155,7 @@ def simulate(work: Sequence[Request], policy: Policy, seed: int = 0) -> list[For
 # --- policies ---------------------------------------------------------------------------------------------------------
 
 
-class _Plain:
+class _Plain(ABC):
     """Those that learn nothing. Requests are numbered as they came."""
 
     def __init__(self, work: Sequence[Request]) -> None:
@@ -162,10 +163,10 @@ class _Plain:
         self.here: dict[int, Waiting] = {}
 
     def learn(self, key: tuple[int, str, int], rows: int, seconds: float) -> None:
-        pass
+        return  # it keeps its order, whatever forwards take
 
     def limit(self, key: tuple[int, str, int], rows: int) -> None:
-        pass
+        return  # it has a cap of its own
 
     def add(self, waiting: Waiting) -> None:
         self.here[waiting.run] = waiting
@@ -173,12 +174,12 @@ class _Plain:
     def remove(self, waiting: Waiting) -> None:
         del self.here[waiting.run]
 
-    def next(self, now: float, welcome: Any = None) -> list[Waiting]:
+    def next(self, welcome: Any = None) -> list[Waiting]:
         return [self.here.pop(run) for run in self.choose()] if self.here else []
 
+    @abstractmethod
     def choose(self) -> list[int]:
         """Whose calls go; somebody waits."""
-        raise NotImplementedError
 
 
 class OneAtATime(_Plain):

@@ -22,7 +22,6 @@ from engine.register import Register
 from workers.arena import Arena
 from workers.messages import Finished
 
-log = structlog.get_logger("engine")
 DEFECT = InternalError("the result could not be kept because of a defect of the server; its log has the details").info()
 
 log = structlog.get_logger("job")

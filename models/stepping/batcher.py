@@ -94,9 +94,9 @@ class StepBatcher:
             del self._runs[waiting.run]
             self._weight -= self._weights[waiting.priority]
 
-    def next(self, now: float, welcome: Callable[[Waiting], bool] | None = None) -> list[Waiting]:
-        """The calls of the next forward, taken out: all of one key; none when nobody waits. All who wait age alike, so
-        nothing depends on `now`. `welcome`: who should rather go, if anybody waits that it is true of."""
+    def next(self, welcome: Callable[[Waiting], bool] | None = None) -> list[Waiting]:
+        """The calls of the next forward, taken out: all of one key; none when nobody waits. The time does not matter,
+        since all who wait age alike. `welcome`: who should rather go, if anybody waits that it is true of."""
         if not self._lines:
             return []
         lines = list(self._lines.values())

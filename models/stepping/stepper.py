@@ -144,7 +144,7 @@ class Stepper:
                 self._go_on(resident)
         for resident in list(self._residents.values()):
             self._leaves(resident)
-        aboard = [self._take(waiting) for waiting in self._batcher.next(self._clock(), self._welcome)]
+        aboard = [self._take(waiting) for waiting in self._batcher.next(self._welcome)]
         if not aboard:
             return
         began = self._clock()

@@ -54,7 +54,7 @@ class Fifo:
     def limit(self, key: Hashable, rows: int) -> None:
         self.limits[key] = rows
 
-    def next(self, now: float, welcome: Callable[[Waiting], bool] | None = None) -> list[Waiting]:
+    def next(self, welcome: Callable[[Waiting], bool] | None = None) -> list[Waiting]:
         if not self.waiting:
             return []
         first = min(self.waiting, key=lambda one: one.priority)

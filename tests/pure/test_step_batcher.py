@@ -26,7 +26,7 @@ def batcher(**tunables: float) -> StepBatcher:
     made = StepBatcher(costs, **tunables)
     for _ in range(100):
         made.add(call("large", remaining=20))
-        made.next(0.0)
+        made.next()
     return made
 
 
@@ -44,9 +44,9 @@ def after(made: StepBatcher, *calls: Waiting) -> list[list[Waiting]]:
     gone = []
     while len(made):
         made.check()
-        gone.append(made.next(0.0))
+        gone.append(made.next())
     made.check()
-    assert made.next(0.0) == []
+    assert made.next() == []
     return gone
 
 
@@ -61,7 +61,7 @@ def test_nobody_waits_for_ever_for_those_who_came_later() -> None:
     made.add(old)
     for second in range(10_000):
         made.add(call("large", 1, float(second), priority=0))
-        if old in made.next(0.0):
+        if old in made.next():
             break
     assert 30 < second < 300
 
@@ -116,7 +116,7 @@ def test_a_forward_is_as_wide_as_pays(key: str, waiting: int, behind: int, first
         made.add(call("other", 500, 1e6))
     for _ in range(waiting):
         made.add(call(key))
-    assert len(made.next(0.0)) == first
+    assert len(made.next()) == first
 
 
 def test_the_two_halves_of_a_guided_step_go_together_or_one_after_the_other() -> None:
@@ -141,7 +141,7 @@ def test_an_unknown_network_is_tried_alone_then_ever_wider() -> None:
     for _ in range(12):
         for _ in range(8 - len(made)):
             made.add(call("new"))
-        gone = made.next(0.0)
+        gone = made.next()
         widths.append(len(gone))
         made.costs.learn("new", len(gone), 1.0)
     assert widths[:2] == [1, 1] and widths[-1] == 8 and sorted(widths) == widths
@@ -152,8 +152,8 @@ def test_who_is_not_welcome_waits_while_somebody_else_is() -> None:
     made, first, second = batcher(), call("large", joined=0.0), call("small", joined=1.0)
     made.add(first)
     made.add(second)
-    assert made.next(0.0, lambda one: one is second) == [second]
-    assert made.next(0.0, lambda one: one is second) == [first]
+    assert made.next(lambda one: one is second) == [second]
+    assert made.next(lambda one: one is second) == [first]
 
 
 def test_a_call_that_leaves_is_not_run() -> None:
@@ -161,7 +161,7 @@ def test_a_call_that_leaves_is_not_run() -> None:
     made.add(stays)
     made.add(leaves)
     made.remove(leaves)
-    assert made.next(0.0) == [stays] and len(made) == 0
+    assert made.next() == [stays] and len(made) == 0
 
 
 def test_it_tells_what_waits() -> None:

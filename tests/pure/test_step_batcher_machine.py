@@ -55,8 +55,8 @@ class BatcherMachine(RuleBasedStateMachine):
 
     @rule(seconds=st.floats(1e-3, 2.0))
     def step(self, seconds):
-        gone = self.batcher.next(self.now)
-        assert [self.pairs[one] for one in gone] == self.twin.next(self.now), "two that heard the same differ"
+        gone = self.batcher.next()
+        assert [self.pairs[one] for one in gone] == self.twin.next(), "two that heard the same differ"
         assert bool(gone) == bool(self.pairs), "somebody waits, and nobody goes"
         if not gone:
             return
