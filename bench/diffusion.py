@@ -20,8 +20,9 @@ from rich.progress import Progress
 
 from bench.common import machine_facts, write_result
 from bench.runs import goal, parser, plot, print_tables, save, show, spread, table
-from bench.step_load import ADAPTERS, OURS, POLICIES, RIVALS, STEPS, Policy, Request, ours, requests, seconds, simulate
+from bench.step_load import OURS, POLICIES, RIVALS, STEPS, Policy, Request, ours, requests, seconds, simulate
 from models.stepping.batcher import Waiting
+from models.stepping.costs import variety_of
 
 LOADS = (0.3, 0.6, 0.9)
 FIRST_SEED = 1_000  # the policy was made with smaller ones
@@ -121,18 +122,21 @@ def decisions(quick: bool) -> dict[str, Any]:
 
 def _decision(count: int, least: int) -> float:
     batcher, gone = ours(), 0
-    keys = [(1, kind, adapters) for kind in STEPS for adapters in range(len(ADAPTERS))]
-    calls = [Waiting(run, keys[run % len(keys)], 1, 1, 2, run % 30 + 1, run) for run in range(count)]
+    keys = [(1, kind, size) for kind in STEPS for size in range(3)]
+    variants = (None, 1, 2)
+    calls = [Waiting(run, keys[run % len(keys)], 1, 1, 2, run % 30 + 1, run, variants[run % 5 % 3])
+             for run in range(count)]
     for one in calls:
         batcher.add(one)
     for width in (1, 2, 4, 8) * 3:
         for key in keys:
-            batcher.costs.learn(key, width, seconds(key, width))
+            batcher.costs.learn(key, width, seconds(key[:2], width))
     began = time.process_time_ns()
     while gone < least:
         chosen = batcher.next()
         gone += len(chosen)
-        batcher.costs.learn(chosen[0].key, len(chosen), seconds(chosen[0].key, len(chosen)))
+        key, width, variety = chosen[0].key, len(chosen), variety_of(one.variant for one in chosen)
+        batcher.costs.learn(key, width, seconds(key[:2], width, variety), variety)
         for one in chosen:
             one.remaining = one.remaining % 30 + 1
             batcher.add(one)
@@ -148,7 +152,8 @@ class Sleeper:
     name = "sleeper"
 
     def forward(self, calls: Sequence[Any]) -> list[None]:
-        time.sleep(seconds(calls[0].key, len(calls)) / FASTER)
+        variety = variety_of(call.variant for call in calls)
+        time.sleep(seconds(calls[0].key, len(calls), variety) / FASTER)
         return [None] * len(calls)
 
 
@@ -167,7 +172,7 @@ def on_stepper(work: list[Request], policy: Policy) -> None:
 
     def run(request: Request) -> Generator[StepCall, None, Output]:
         for _ in range(request.calls):
-            yield StepCall(network, (), {}, 1, request.key(), Lane(request.lane()))
+            yield StepCall(network, (), {}, 1, request.key(), Lane(request.lane()), request.variant())
             request.done += 1
         return Output()
 

@@ -93,7 +93,7 @@ class Widest:
 
     class costs:
         @staticmethod
-        def learn(key: Any, rows: int, seconds: float) -> None:
+        def learn(key: Any, rows: int, seconds: float, variety: Any) -> None:
             pass
 
     def __init__(self) -> None:

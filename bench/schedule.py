@@ -8,6 +8,7 @@ from typing import Any
 
 from bench.runs import plot
 from bench.step_load import DECODE, DECODES, DENOISE, ENCODE, ENCODES, STEP, Forward, Request, ours, seconds, simulate
+from models.stepping.costs import Variety
 
 SHARED = ("#d1495b", "#30638e", "#edae49", "#00798c", "#8d6a9f", "#b56b45")
 ALONE, OTHER, INK = "#b8b8b8", "#5a5a5a", "#333333"
@@ -25,12 +26,12 @@ def warm() -> Any:
     for _ in range(3):
         for kind, curve in STEP.items():
             for width in curve:
-                for adapters in range(2):
-                    key = (DENOISE, kind, adapters)
-                    batcher.costs.learn(key, width, seconds(key, width))
+                for variety in Variety:
+                    key = (DENOISE, kind)
+                    batcher.costs.learn(key, width, seconds(key, width, variety), variety)
             for lane, parts in ((ENCODE, ENCODES), (DECODE, DECODES)):
                 for width in (1, 2):
-                    batcher.costs.learn((lane, kind, 0), width, parts[kind] * curve[1] * width)
+                    batcher.costs.learn((lane, kind), width, parts[kind] * curve[1] * width)
     for _ in range(50):
         batcher.add(Request(0, 0.0, "edit", 12, 0, 2, done=1).waiting())
         batcher.next()

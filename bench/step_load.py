@@ -15,7 +15,7 @@ from itertools import pairwise
 from typing import Any, Protocol
 
 from models.stepping.batcher import StepBatcher, Waiting
-from models.stepping.costs import StepCosts
+from models.stepping.costs import StepCosts, Variety, variety_of
 
 ENCODE, DENOISE, DECODE = range(3)
 CAP = 8
@@ -29,8 +29,11 @@ ENCODES, DECODES = {"sd": 0.05, "edit": 0.15}, {"sd": 1.5, "edit": 0.11}
 
 STEPS = {"sd": (30, 4), "edit": (50, 8)}  # as usual, and distilled
 USUAL = 0.7  # of the requests of a kind have the usual number of steps
-ADAPTERS = (0.60, 0.25, 0.15)  # shares of three LoRA sets, the first is none; a forward has one set
+ADAPTERS = (0.60, 0.25, 0.15)  # shares of three LoRA sets, the first is none
+MIX = 1.05  # what a forward of several LoRA sets takes more than one of a single set (`bench/lora.py` measures it)
 PRIORITIES = (0.10, 0.20, 0.60, 0.10)
+
+Key = tuple[int, str]  # lane, kind
 
 
 @dataclass(eq=False, slots=True)
@@ -58,19 +61,22 @@ class Request:
         """What its next call does."""
         return ENCODE if not self.done else DECODE if self.done > self.steps else DENOISE
 
-    def key(self) -> tuple[int, str, int]:
+    def key(self) -> Key:
         """Of its next call: what may share a forward with it."""
-        lane = self.lane()
-        return lane, self.kind, self.adapters if lane == DENOISE else 0
+        return self.lane(), self.kind
+
+    def variant(self) -> int | None:
+        """The LoRA set of its next call."""
+        return self.adapters or None if self.lane() == DENOISE else None
 
     def waiting(self) -> Waiting:
         """Its next call as a batcher sees it."""
         left = self.steps - max(0, self.done - 1)
-        return Waiting(self.id, self.key(), 1, self.lane(), self.priority, left, self.came)
+        return Waiting(self.id, self.key(), 1, self.lane(), self.priority, left, self.came, self.variant())
 
 
 class Costs(Protocol):
-    def learn(self, key: tuple[int, str, int], rows: int, seconds: float) -> None: ...
+    def learn(self, key: Key, rows: int, seconds: float, variety: Variety) -> None: ...
 
 
 class Policy(Protocol):
@@ -81,22 +87,23 @@ class Policy(Protocol):
     def add(self, waiting: Waiting) -> None: ...
     def remove(self, waiting: Waiting) -> None: ...
     def next(self, welcome: Any = None) -> list[Waiting]: ...
-    def limit(self, key: tuple[int, str, int], rows: int) -> None: ...
+    def limit(self, key: Key, rows: int) -> None: ...
 
 
-def seconds(key: tuple[int, str, int], rows: int) -> float:
+def seconds(key: Key, rows: int, variety: Variety = Variety.NONE) -> float:
     """What a forward takes."""
-    lane, kind, _ = key
+    lane, kind = key
     if lane != DENOISE:
         return (ENCODES if lane == ENCODE else DECODES)[kind] * STEP[kind][1] * rows
     points = sorted(STEP[kind].items())
     low, high = next(((low, high) for low, high in pairwise(points) if rows <= high[0]), points[-2:])
-    return low[1] + (high[1] - low[1]) * (rows - low[0]) / (high[0] - low[0])
+    found = low[1] + (high[1] - low[1]) * (rows - low[0]) / (high[0] - low[0])
+    return found * MIX if variety is Variety.SEVERAL else found
 
 
 def alone(kind: str, steps: int) -> float:
     """Seconds that a request takes when nobody else is there."""
-    return seconds((ENCODE, kind, 0), 1) + steps * seconds((DENOISE, kind, 0), 1) + seconds((DECODE, kind, 0), 1)
+    return seconds((ENCODE, kind), 1) + steps * seconds((DENOISE, kind), 1) + seconds((DECODE, kind), 1)
 
 
 def requests(seed: int, load: float, count: int) -> list[Request]:
@@ -123,7 +130,7 @@ class Forward:
 
     began: float
     ended: float
-    key: tuple[int, str, int]
+    key: Key
     aboard: tuple[int, ...]
 
 
@@ -138,10 +145,11 @@ def simulate(work: Sequence[Request], policy: Policy, seed: int = 0) -> list[For
         if not chosen:
             now = work[arrived].came
             continue
-        took = seconds(chosen[0].key, len(chosen)) * chance.uniform(0.98, 1.02)
+        variety = variety_of(one.variant for one in chosen)
+        took = seconds(chosen[0].key, len(chosen), variety) * chance.uniform(0.98, 1.02)
         forwards.append(Forward(now, now + took, chosen[0].key, tuple(one.run for one in chosen)))
         now += took
-        policy.costs.learn(chosen[0].key, len(chosen), took)
+        policy.costs.learn(chosen[0].key, len(chosen), took, variety)
         for one in chosen:
             request = work[one.run]
             request.done += 1
@@ -162,10 +170,10 @@ class _Plain(ABC):
         self.work, self.costs = work, self
         self.here: dict[int, Waiting] = {}
 
-    def learn(self, key: tuple[int, str, int], rows: int, seconds: float) -> None:
+    def learn(self, key: Key, rows: int, seconds: float, variety: Variety) -> None:
         return  # it keeps its order, whatever forwards take
 
-    def limit(self, key: tuple[int, str, int], rows: int) -> None:
+    def limit(self, key: Key, rows: int) -> None:
         return  # it has a cap of its own
 
     def add(self, waiting: Waiting) -> None:
@@ -179,7 +187,12 @@ class _Plain(ABC):
 
     @abstractmethod
     def choose(self) -> list[int]:
-        """Whose calls go; somebody waits."""
+        """Whose calls go; somebody waits. A forward has one LoRA set."""
+
+    def shares(self, run: int) -> tuple[Key, int | None]:
+        """What is equal for those that may share a forward."""
+        request = self.work[run]
+        return request.key(), request.variant()
 
 
 class OneAtATime(_Plain):
@@ -212,8 +225,8 @@ class Continuous(_Plain):
     """Requests join and leave between steps: the oldest steps, and whoever waits for the same, at most eight."""
 
     def choose(self) -> list[int]:
-        key = self.here[min(self.here)].key
-        return [run for run in sorted(self.here) if self.here[run].key == key][:CAP]
+        first = self.shares(min(self.here))
+        return [run for run in sorted(self.here) if self.shares(run) == first][:CAP]
 
 
 class InTurn(_Plain):
@@ -222,18 +235,18 @@ class InTurn(_Plain):
     def __init__(self, work: Sequence[Request]) -> None:
         super().__init__(work)
         self.residents: list[int] = []
-        self.turns: dict[tuple[int, str, int], int] = {}
+        self.turns: dict[tuple[Key, int | None], int] = {}
         self.turn = 0
 
     def choose(self) -> list[int]:
         self.residents = [run for run in self.residents if run in self.here]
         new = (run for run in sorted(self.here) if run not in self.residents)
         self.residents += [run for run, _ in zip(new, range(CAP - len(self.residents)), strict=False)]
-        keys = {self.here[run].key for run in self.residents}
-        key = min(keys, key=lambda key: (self.turns.get(key, 0), key))
+        keys = {self.shares(run) for run in self.residents}
+        key = min(keys, key=lambda key: (self.turns.get(key, 0), key[0], key[1] or 0))
         self.turn += 1
         self.turns[key] = self.turn
-        return [run for run in self.residents if self.here[run].key == key]
+        return [run for run in self.residents if self.shares(run) == key]
 
 
 def ours(_: Sequence[Request] = ()) -> StepBatcher:

@@ -13,6 +13,10 @@ measured seconds: for each width, what everybody who waits would be delayed if a
 that width, each delay times its run's weight; the width of the least sum is taken. Where one more row costs little,
 forwards are wide, and the wider the more runs wait behind; where two rows take twice as long as one, one run finishes
 after the other.
+
+**Company.** Calls of a key may want different variants of its network (LoRA sets). A forward that carries several has
+its own measured seconds, so the same sum says which is better: all in order, or those of the first one's variant alone
+and the other variants after them, each by itself.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ from bisect import bisect_left, insort
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
-from models.stepping.costs import StepCosts
+from models.stepping.costs import StepCosts, Variety, variety_of
 
 ENCODE, DENOISE = 0, 1  # lanes, as in `contract.Lane`; what is neither decodes
 URGENT = 0
@@ -35,7 +39,7 @@ class Waiting:
 
     run: whose call it is. rows: at least 1. lane: 0 encodes, 1 denoises, 2 decodes; one key has one lane. priority: 0
     urgent to 3 test. remaining: denoiser forwards that the run still needs, this one included. joined: when the run
-    joined (monotonic seconds).
+    joined (monotonic seconds). variant: of the network that the call wants, None: the network as it is.
     """
 
     run: int
@@ -45,6 +49,7 @@ class Waiting:
     priority: int
     remaining: float
     joined: float
+    variant: Hashable = None
 
 
 _Place = tuple[float, int, Waiting]  # due, turn; turns differ, so that calls are never compared
@@ -59,7 +64,7 @@ class StepBatcher:
     """
 
     def __init__(
-        self, costs: StepCosts, *, most_rows: int = 16, weights: Sequence[int] = (5, 3, 1, 1), favour: float = 0.3,
+        self, costs: StepCosts, *, most_rows: int = 16, weights: Sequence[int] = (5, 3, 1, 1), favour: float = 0.1,
         patience: float = 600.0,
     ) -> None:  # fmt: skip
         self.costs = costs
@@ -101,8 +106,7 @@ class StepBatcher:
             return []
         lines = list(self._lines.values())
         preferred = [line for line in lines if welcome(line[0][2])] if welcome and len(lines) > 1 else lines
-        line = min(preferred or lines, key=self._head)
-        chosen = [waiting for *_, waiting in line[: self._width(line)]]
+        chosen = self._company(min(preferred or lines, key=self._head))
         self._learn_usual(chosen[0])
         for waiting in chosen:
             self.remove(waiting)
@@ -128,7 +132,7 @@ class StepBatcher:
         return waiting.joined - leaps * (self._patience + self._most_favour) - self._head_start(waiting, rows)
 
     def _head_start(self, waiting: Waiting, rows: int) -> float:
-        price = self.costs.price(waiting.key, rows) or 0.0
+        price = self.costs.price(waiting.key, rows, variety_of([waiting.variant])) or 0.0
         left = price * waiting.rows * (max(1.0, waiting.remaining) if waiting.lane == DENOISE else 1.0)
         left = max(left / self._weights[waiting.priority], SHORTEST * self._usual)
         return self._favour * self._usual * self._usual / left if left else 0.0
@@ -139,50 +143,75 @@ class StepBatcher:
         return self._favour * self._usual / SHORTEST
 
     def _learn_usual(self, waiting: Waiting) -> None:
-        seconds = self.costs.seconds(waiting.key, waiting.rows)
+        seconds = self.costs.seconds(waiting.key, waiting.rows, variety_of([waiting.variant]))
         if waiting.lane == DENOISE and seconds is not None:
             self._seen += 1
             self._usual += (seconds * waiting.remaining - self._usual) / min(self._seen, 1_000)
 
     # --- width --------------------------------------------------------------------------------------------------------
 
-    def _width(self, line: list[_Place]) -> int:
-        """How many calls of a line go: those that make the weighted delay of all who wait least."""
-        key, rows, weight = line[0][2].key, 0, 0
-        ends = self._ends(line)
-        all_rows, all_weight = sum(waiting.rows for waiting, _ in ends), sum(weight for _, weight in ends)
-        room = self._room(key)
-        best, least = 1, float("inf")
-        for count, (waiting, added) in enumerate(ends, 1):
-            rows += waiting.rows
-            weight += added
-            if rows > room:
-                break
-            if added:  # half of what a run waits for does not let it go on
-                delay = self._delay(key, rows, all_rows - rows, weight, all_weight - weight)
-                if delay < least:
-                    best, least = count, delay
+    def _company(self, line: list[_Place]) -> list[Waiting]:
+        """The first of a line and who goes along: those that make the weighted delay of all who wait least."""
+        first = line[0][2]
+        everybody = list(_within(line, self._most_rows))
+        best, least = self._width(everybody, [])
+        if any(one.variant != first.variant for one in everybody):
+            alike = list(_within([place for place in line if place[2].variant == first.variant], self._most_rows))
+            others = [one for one in everybody if one.variant != first.variant]
+            apart, delay = self._width(alike, others)
+            if delay < least:
+                best = apart
         return best
 
-    def _ends(self, line: list[_Place]) -> list[tuple[Waiting, int]]:
-        """The first calls of a line, as many as could ever share a forward, each with the weight of the run that goes
-        on once it is answered: 0 where more calls of the run follow."""
-        calls = list(_within(line, self._most_rows))
-        runs = [waiting.run for waiting in calls[1:]] + [None]
-        return [(one, 0 if one.run == after else self._weights[one.priority])
-                for one, after in zip(calls, runs, strict=True)]
+    def _width(self, calls: list[Waiting], others: list[Waiting]) -> tuple[list[Waiting], float]:
+        """How many of these calls of a key go, the first ones, and the weighted delay of all who wait. others: more
+        calls of the key, which go after them, each variant by itself."""
+        key, rows, weight = calls[0].key, 0, 0
+        ends = self._ends(calls)
+        all_rows, all_weight = sum(one.rows for one in calls), sum(ends) + sum(self._ends(others))
+        apart: dict[Hashable, int] = {}
+        for one in others:
+            apart[one.variant] = apart.get(one.variant, 0) + one.rows
+        room = self._room(key)
+        best, least = 1, float("inf")
+        for count, (waiting, added) in enumerate(zip(calls, ends, strict=True), 1):
+            rows += waiting.rows
+            weight += added
+            if rows > room and count > 1:
+                break
+            if added:  # half of what a run waits for does not let it go on
+                variety = variety_of(one.variant for one in calls[:count])
+                after = [(all_rows - rows, variety), *((more, variety_of([one])) for one, more in apart.items())]
+                delay = self._delay(key, rows, variety, after, weight, all_weight - weight)
+                if delay < least:
+                    best, least = count, delay
+        return calls[:best], least
 
-    def _delay(self, key: Hashable, rows: int, rest: int, aboard: int, left: int) -> float:
+    def _ends(self, calls: list[Waiting]) -> list[int]:
+        """For each of these calls the weight of the run that goes on once it is answered: 0 where more calls of the
+        run follow."""
+        following = [*(one.run for one in calls[1:]), None]
+        return [0 if one.run == after else self._weights[one.priority]
+                for one, after in zip(calls, following, strict=False)]
+
+    def _delay(
+        self, key: Hashable, rows: int, variety: Variety, after: list[tuple[int, Variety]], aboard: int, left: int
+    ) -> float:
         """Weighted seconds that everybody waits if so many rows go now and the rest after them, equally wide.
 
-        aboard, left: the weights of those who go and of those who go after; the latter do not all wait until the last
-        of their forwards has ended."""
-        full, last = divmod(rest, rows)
-        first = self.costs.seconds(key, rows) or 0.0
-        after = full * first + ((self.costs.seconds(key, last) or 0.0) if last else 0.0)
-        forwards = full + (last > 0)
+        after: the rest, rows that go together and how. aboard, left: the weights of those who go and of those who go
+        after; the latter do not all wait until the last of their forwards has ended."""
+        first = self.costs.seconds(key, rows, variety) or 0.0
+        seconds, forwards = 0.0, 0
+        for rest, kind in after:
+            full, last = divmod(rest, rows)
+            if full:
+                seconds += full * (self.costs.seconds(key, rows, kind) or 0.0)
+            if last:
+                seconds += self.costs.seconds(key, last, kind) or 0.0
+            forwards += full + (last > 0)
         behind = self._weight - aboard - left
-        return self._weight * first + (behind + left * (1 + 1 / max(1, forwards)) / 2) * after
+        return self._weight * first + (behind + left * (1 + 1 / max(1, forwards)) / 2) * seconds
 
     def _room(self, key: Hashable) -> int:
         """The most rows of a forward."""

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
+from models.stepping.costs import Variety
+
 DEPTH = 2  # forwards under way: the next one is prepared while the device computes, and no decision is made earlier
 
 
@@ -16,16 +18,17 @@ DEPTH = 2  # forwards under way: the next one is prepared while the device compu
 class _Flight:
     key: Hashable
     rows: int
+    variety: Variety
     began: torch.cuda.Event
     ended: torch.cuda.Event
 
 
 class ForwardClock:
-    """Times forwards and hands each to `learn(key, rows, seconds)`: at once on a CPU, on a GPU after the device has
-    passed it. There it also keeps the host at most two forwards ahead."""
+    """Times forwards and hands each to `learn(key, rows, seconds, variety)`: at once on a CPU, on a GPU after the
+    device has passed it. There it also keeps the host at most two forwards ahead."""
 
     def __init__(
-        self, device: torch.device, learn: Callable[[Hashable, int, float], None],
+        self, device: torch.device, learn: Callable[[Hashable, int, float, Variety], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._device, self._learn, self._clock = device, learn, clock
@@ -42,12 +45,12 @@ class ForwardClock:
             self._land()
         self._event = self._mark()
 
-    def end(self, key: Hashable, rows: int) -> None:
+    def end(self, key: Hashable, rows: int, variety: Variety = Variety.NONE) -> None:
         """It is started in full; on a CPU: it is done. One that failed is simply not ended."""
         if self._event is None:
-            self._learn(key, rows, self._clock() - self._began)
+            self._learn(key, rows, self._clock() - self._began, variety)
         else:
-            self._flights.append(_Flight(key, rows, self._event, self._mark()))
+            self._flights.append(_Flight(key, rows, variety, self._event, self._mark()))
 
     def settle(self) -> None:
         """Wait until the device has done all."""
@@ -62,4 +65,5 @@ class ForwardClock:
     def _land(self) -> None:
         flight = self._flights.popleft()
         flight.ended.synchronize()
-        self._learn(flight.key, flight.rows, flight.began.elapsed_time(flight.ended) / 1e3)
+        seconds = flight.began.elapsed_time(flight.ended) / 1e3
+        self._learn(flight.key, flight.rows, seconds, flight.variety)

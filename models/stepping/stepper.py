@@ -22,7 +22,7 @@ from models.calls import lacks_memory
 from models.stepping.batcher import StepBatcher, Waiting
 from models.stepping.clock import ForwardClock
 from models.stepping.contract import Lane, StepAdapter, StepCall, StepRun
-from models.stepping.costs import StepCosts
+from models.stepping.costs import StepCosts, variety_of
 from models.stepping.shelter import Shelter
 
 PARKED_AFTER = 2.0  # seconds of other runs' forwards, after which a run that has begun is said to be parked
@@ -202,7 +202,8 @@ class Stepper:
                 self._shelter.bring_back(calls)
                 self._timer.begin()
                 answers = calls[0].network.forward(calls)
-                self._timer.end(calls[0].key, sum(call.rows for call in calls))
+                rows = sum(call.rows for call in calls)
+                self._timer.end(calls[0].key, rows, variety_of(call.variant for call in calls))
                 if len(answers) != len(calls):
                     raise ValueError(f"{calls[0].network.name} gave {len(answers)} answers to {len(calls)} calls")
                 return answers
@@ -301,7 +302,8 @@ class Stepper:
         remaining = resident.remaining()
         for place, call in enumerate(calls):
             waiting = Waiting(
-                resident.id, call.key, call.rows, int(call.lane), resident.priority, remaining, resident.joined
+                resident.id, call.key, call.rows, int(call.lane), resident.priority, remaining, resident.joined,
+                call.variant,
             )
             parked = self._parked[waiting] = _Parked(resident, place, call, waiting, resident.answers)
             resident.parked.append(parked)

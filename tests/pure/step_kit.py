@@ -16,6 +16,7 @@ from PIL import Image
 from models.base import Output
 from models.stepping.batcher import Waiting
 from models.stepping.contract import Lane
+from models.stepping.costs import Variety
 from models.stepping.merge import MergedNetwork
 from models.stepping.rendezvous import Networks, PipelineRun, SharedPipeline
 from models.stepping.shelter import Shelter
@@ -32,7 +33,7 @@ class Costs:
     def __init__(self) -> None:
         self.learned: list[tuple[Hashable, int, float]] = []
 
-    def learn(self, key: Hashable, rows: int, seconds: float) -> None:
+    def learn(self, key: Hashable, rows: int, seconds: float, variety: Variety = Variety.NONE) -> None:
         self.learned.append((key, rows, seconds))
 
 

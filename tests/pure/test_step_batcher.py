@@ -8,7 +8,7 @@ from collections.abc import Hashable
 import pytest
 
 from models.stepping.batcher import StepBatcher, Waiting
-from models.stepping.costs import StepCosts
+from models.stepping.costs import StepCosts, Variety
 
 ENCODE, DENOISE, DECODE = range(3)
 SMALL = {1: 0.167, 3: 0.186, 8: 0.425}  # seconds of a step at 512 x 512, by rows: wide pays
@@ -32,9 +32,9 @@ def batcher(**tunables: float) -> StepBatcher:
 
 def call(
     key: Hashable = "small", remaining: float = 20, joined: float = 0.0, *, priority: int = 2, lane: int = DENOISE,
-    rows: int = 1, run: int | None = None,
+    rows: int = 1, run: int | None = None, variant: Hashable = None,
 ) -> Waiting:  # fmt: skip
-    return Waiting(next(numbers) if run is None else run, key, rows, lane, priority, remaining, joined)
+    return Waiting(next(numbers) if run is None else run, key, rows, lane, priority, remaining, joined, variant)
 
 
 def after(made: StepBatcher, *calls: Waiting) -> list[list[Waiting]]:
@@ -51,7 +51,7 @@ def after(made: StepBatcher, *calls: Waiting) -> list[list[Waiting]]:
 
 
 def test_short_work_goes_before_long_work_that_came_a_little_earlier() -> None:
-    long, short = call("large", 50, 0.0), call("large", 4, 3.0)
+    long, short = call("large", 50, 0.0), call("large", 4, 2.0)
     assert after(batcher(), long, short) == [[short], [long]]
     assert after(batcher(favour=0.0), long, short) == [[long], [short]]
 
@@ -72,7 +72,7 @@ def test_the_urgent_go_first_and_between_any_two_steps() -> None:
 
 
 def test_weights_favour_who_pays() -> None:
-    paid, usual = call("large", 20, 1.0, priority=1), call("large", 20, 0.0)
+    paid, usual = call("large", 20, 0.5, priority=1), call("large", 20, 0.0)
     assert after(batcher(), usual, paid) == [[paid], [usual]]
 
 
@@ -134,6 +134,45 @@ def test_rows_that_did_not_fit_are_never_tried_again() -> None:
     assert [len(one) for one in after(made, *(call() for _ in range(5)))] == [2, 2, 1]
     wide = call(rows=4)
     assert after(made, wide) == [[wide]]  # alone, whatever it has
+
+
+@pytest.mark.parametrize(
+    ("dearer", "sets"),
+    [
+        (1.05, [["a", None, "a"], ["b", None, "a"]]),
+        (3.0, [["a", "a", "a"], [None, None], ["b"]]),
+    ],
+)
+def test_variants_share_a_forward_where_that_was_measured_to_pay(
+    dearer: float, sets: list[list[str | None]]
+) -> None:
+    made = batcher()
+    for _ in range(3):
+        for rows, seconds in SMALL.items():
+            made.costs.learn("small", rows, seconds * dearer, Variety.SEVERAL)
+    gone = after(made, *(call(variant=one) for one in ("a", None, "a", "b", None, "a")))
+    assert [[one.variant for one in calls] for calls in gone] == sets
+
+
+def test_a_mix_that_was_never_measured_is_tried() -> None:
+    made = batcher()
+    assert len(after(made, call(variant="a"), call(variant="b"), call())[0]) == 3
+
+
+def test_who_comes_first_goes_first_also_when_variants_do_not_mix() -> None:
+    made = batcher()
+    for _ in range(3):
+        made.costs.learn("small", 2, 9.0, Variety.SEVERAL)
+    first, *others = call(variant="a"), *(call(variant="b") for _ in range(5))
+    assert after(made, first, *others)[0] == [first]
+
+
+def test_both_halves_of_a_guided_step_of_one_variant_go_together() -> None:
+    made = batcher()
+    for _ in range(3):
+        made.costs.learn("small", 4, 9.0, Variety.SEVERAL)
+    calls = [call(run=9_000 + number, variant=number) for number in (1, 2) for _ in range(2)]
+    assert after(made, *calls) == [calls[:2], calls[2:]]
 
 
 def test_an_unknown_network_is_tried_alone_then_ever_wider() -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from models.stepping.batcher import StepBatcher, Waiting
-from models.stepping.costs import StepCosts
+from models.stepping.costs import StepCosts, variety_of
 
 KEYS = {"text": 0, "unet 512": 1, "unet 1024": 1, "controlnet": 1, "vae": 2}
 PATIENCE = 20.0
@@ -29,12 +29,13 @@ class BatcherMachine(RuleBasedStateMachine):
         self.most_favour = 0.0
 
     @rule(key=st.sampled_from(list(KEYS)), rows=st.sampled_from([1, 1, 2, 9]), priority=st.integers(0, 3),
-          remaining=st.floats(0, 60), age=st.floats(0, 100), calls=st.sampled_from([1, 1, 2]))
-    def park(self, key, rows, priority, remaining, age, calls):
+          remaining=st.floats(0, 60), age=st.floats(0, 100), calls=st.sampled_from([1, 1, 2]),
+          variant=st.sampled_from([None, None, "a", "b"]))
+    def park(self, key, rows, priority, remaining, age, calls, variant):
         self.runs += 1
         for _ in range(calls):
             one, same = (
-                Waiting(self.runs, key, rows, KEYS[key], priority, remaining, self.now - age) for _ in range(2)
+                Waiting(self.runs, key, rows, KEYS[key], priority, remaining, self.now - age, variant) for _ in range(2)
             )
             self.pairs[one] = same
             self.batcher.add(one)
@@ -66,8 +67,9 @@ class BatcherMachine(RuleBasedStateMachine):
         self.nobody_was_passed_who_should_not(gone)
         for one in gone:
             del self.pairs[one]
-        self.batcher.costs.learn(key, rows, seconds)
-        self.twin.costs.learn(key, rows, seconds)
+        variety = variety_of(one.variant for one in gone)
+        self.batcher.costs.learn(key, rows, seconds, variety)
+        self.twin.costs.learn(key, rows, seconds, variety)
         self.now += seconds
 
     def nobody_was_passed_who_should_not(self, gone: list[Waiting]) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.stepping.costs import KEPT_KEYS, STALE, StepCosts
+from models.stepping.costs import KEPT_KEYS, STALE, StepCosts, Variety, variety_of
 
 
 def costs_of(curve: dict[int, float], times: int = 3) -> StepCosts:
@@ -73,6 +73,35 @@ def test_a_width_not_measured_for_long_is_hoped_for_again() -> None:
     assert costs.seconds("unet", 2) == 1.0
 
 
+def test_a_variety_costs_what_the_others_do_until_it_was_measured_twice() -> None:
+    costs = costs_of({1: 1.0, 4: 1.2})
+    assert costs.seconds("unet", 4, Variety.SEVERAL) == 1.2 and costs.price("unet", 4, Variety.ONE) == 0.3
+    costs.learn("unet", 4, 9.0, Variety.SEVERAL)
+    assert costs.seconds("unet", 4, Variety.SEVERAL) == 1.2
+    costs.learn("unet", 4, 3.0, Variety.SEVERAL)
+    assert costs.seconds("unet", 4, Variety.SEVERAL) == 3.0
+    assert costs.seconds("unet", 4) == 1.2 and costs.seconds("unet", 4, Variety.ONE) == 1.2
+
+
+def test_a_variety_not_measured_for_long_is_hoped_for_again() -> None:
+    costs = costs_of({1: 1.0})
+    for _ in range(2):
+        costs.learn("unet", 1, 40.0, Variety.SEVERAL)
+    assert costs.seconds("unet", 1, Variety.SEVERAL) == 40.0
+    for _ in range(201):
+        costs.learn("unet", 1, 1.0)
+    assert costs.seconds("unet", 1, Variety.SEVERAL) == 1.0
+    costs.check()
+
+
+@pytest.mark.parametrize(
+    ("variants", "variety"),
+    [([None, None], Variety.NONE), (["a", "a"], Variety.ONE), ([None, "a"], Variety.SEVERAL), ("ab", Variety.SEVERAL)],
+)
+def test_a_forward_carries_no_variant_one_or_several(variants: list[str | None], variety: Variety) -> None:
+    assert variety_of(variants) is variety
+
+
 def test_only_so_many_keys_are_kept() -> None:
     costs = StepCosts()
     for number in range(3 * KEPT_KEYS):
@@ -94,11 +123,17 @@ def test_a_width_that_a_hiccup_spoiled_is_tried_again_soon() -> None:
     assert costs.seconds("unet", 2) == 1.0 and costs.reach("unet") == 2
 
 
-@given(st.lists(st.tuples(st.integers(1, 16), st.floats(1e-6, 1e3)), min_size=1, max_size=60), st.integers(1, 40))
-def test_whatever_was_measured_seconds_are_positive_and_prices_fall(measured: list[tuple[int, float]], rows: int):
+@given(
+    st.lists(st.tuples(st.integers(1, 16), st.floats(1e-6, 1e3), st.sampled_from(Variety)), min_size=1, max_size=60),
+    st.integers(1, 40), st.sampled_from(Variety),
+)  # fmt: skip
+def test_whatever_was_measured_seconds_are_positive_and_prices_fall(
+    measured: list[tuple[int, float, Variety]], rows: int, variety: Variety
+) -> None:
     costs = StepCosts()
-    for width, seconds in measured:
-        costs.learn("unet", width, seconds)
+    for width, seconds, kind in measured:
+        costs.learn("unet", width, seconds, kind)
         costs.check()
-    found, price, wider = costs.seconds("unet", rows), costs.price("unet", rows), costs.price("unet", rows + 1)
+    found = costs.seconds("unet", rows, variety)
+    price, wider = (costs.price("unet", most, variety) for most in (rows, rows + 1))
     assert found > 0 and 0 < price <= found / rows and wider <= price * (1 + 1e-9)

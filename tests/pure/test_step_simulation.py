@@ -6,6 +6,7 @@ import statistics
 
 import pytest
 
+from bench import step_load
 from bench.step_load import DENOISE, OURS, POLICIES, RIVALS, Request, requests, simulate
 
 
@@ -39,10 +40,22 @@ def test_what_it_learns_makes_forwards_wide_where_that_pays_and_only_there() -> 
     batcher.check()
     batcher.costs.check()
     assert sum(len(one.aboard) for one in forwards) == sum(one.calls for one in work)
-    assert batcher.costs.seconds((DENOISE, "sd", 0), 3) == pytest.approx(0.186, rel=0.1)
-    widths = {kind: [len(one.aboard) for one in forwards if one.key[:2] == (DENOISE, kind)] for kind in ("sd", "edit")}
+    assert batcher.costs.seconds((DENOISE, "sd"), 3) == pytest.approx(0.186, rel=0.1)
+    widths = {kind: [len(one.aboard) for one in forwards if one.key == (DENOISE, kind)] for kind in ("sd", "edit")}
     assert statistics.mean(widths["sd"]) > 1.3 and max(widths["sd"]) >= 4
     assert statistics.mean(widths["edit"]) < 1.1
+
+
+@pytest.mark.parametrize(("dearer", "shares"), [(1.05, True), (4.0, False)])
+def test_lora_sets_share_forwards_only_where_that_pays(
+    dearer: float, shares: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(step_load, "MIX", dearer)
+    work = requests(8, 0.9, 400)
+    aboard = [one.aboard for one in simulate(work, POLICIES[OURS](work)) if one.key == (DENOISE, "sd")]
+    shared = [runs for runs in aboard if len(runs) > 1]
+    mixed = [runs for runs in shared if len({work[run].adapters for run in runs}) > 1]
+    assert (len(mixed) > len(shared) / 2) if shares else (len(mixed) < len(shared) / 20)
 
 
 def test_the_same_work_makes_the_same_schedule() -> None:
