@@ -29,6 +29,10 @@ class StepCall:
 
     `rows`: how many samples it carries. Calls of equal `key` may share a forward: it names the network object, all
     shapes, and whatever else the network takes once for the whole batch (position ids, flags, ...).
+
+    `variant`: what each call brings of its own, as its LoRAs; None: nothing. Calls of one key and different variants
+    may share a forward where that is measured to pay; each forward is measured by whether it carried none, one or
+    several.
     """
 
     network: Network
@@ -37,6 +41,7 @@ class StepCall:
     rows: int
     key: Hashable
     lane: Lane
+    variant: Hashable = None
 
 
 class Network(Protocol):
