@@ -66,7 +66,7 @@ class LoraRack:
         if self._folder is None or not hasattr(self._pipeline, "load_lora_weights"):
             raise InvalidParameter("this model takes no LoRA", parameter="lora_name")
         known = [(self._folder.get(name), weight) for name, weight in wanted]
-        chosen = LoraSet(tuple(sorted((self._adapter(lora), weight) for lora, weight in known)))
+        chosen = LoraSet(tuple((self._adapter(lora), weight) for lora, weight in known))
         self._sets.add(chosen)
         self._tidy()
         return chosen

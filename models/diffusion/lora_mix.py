@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 Adapters = tuple[tuple[str, float], ...]
-"""What a row has on: peft's names, in order, with weights."""
+"""What a row has on: peft's names, with weights."""
 
 KEPT = 4  # unions of adapters whose matrices stay joined
 SHARE = 1 / 16  # of a network's own bytes that joined matrices may take; others are joined anew in each forward
@@ -140,8 +140,10 @@ class LoraMix:
         self._unions: dict[tuple[str, ...], list[tuple[Sequence[Tensor], Sequence[Tensor]]]] = {}
 
     def of(self, adapters: Adapters) -> Adapters:
-        """Those that change anything here."""
-        return tuple((name, weight) for name, weight in adapters if name in self._known and weight)
+        """Those that change anything here. Their order counts where one of them cannot be mixed: a DoRA starts from
+        what those before it have left."""
+        felt = tuple((name, weight) for name, weight in adapters if name in self._known and weight)
+        return tuple(sorted(felt)) if self.mixes(felt) else felt
 
     def mixes(self, adapters: Adapters) -> bool:
         """Whether rows with these may share a forward with others."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,12 +75,11 @@ class Wardrobe:
     """A tiny model whose requests wear LoRAs and share forwards as widely as they can."""
 
     def __init__(
-        self, kind: str, folder: Path, row_sizes: Sequence[int] = (), memory: DeviceMemory | None = None,
-        dtype: torch.dtype = torch.float32,
+        self, kind: str, folder: Path, row_sizes: Sequence[int] = (), memory: DeviceMemory | None = None, most: int = 8,
     ) -> None:
-        self.pipeline = fresh(kind).to(dtype)
+        self.pipeline = fresh(kind)
         self.memory = memory or DeviceMemory(CPU, 10**12)
-        self.rack = LoraRack(self.pipeline, LoraFolder(folder), self.memory)
+        self.rack = LoraRack(self.pipeline, LoraFolder(folder), self.memory, most)
         self._row_sizes = row_sizes
         self._shared: dict[Any, SharedPipeline] = {}
 
@@ -96,14 +95,18 @@ class Wardrobe:
 
         return shared.start(request.call(), finish, request.scheduler)
 
-    def together(self, *wanted: tuple[Request, Worn]) -> list[torch.Tensor]:
-        """Their images, 3 x height x width from 0.0 to 1.0, made side by side."""
+    def together(
+        self, *wanted: tuple[Request, Worn], between: Callable[[int], None] = lambda _: None
+    ) -> list[torch.Tensor]:
+        """Their images, 3 x height x width from 0.0 to 1.0, made side by side. `between` is told of each turn, before
+        those join whose turn it is."""
         told = Told()
         self.batcher = Fifo()
         stepper = Stepper(CPU, self.batcher, told.events())
         joining, turn = dict(enumerate(wanted)), 0
         try:
             while joining or stepper.busy:
+                between(turn)
                 for number in [number for number, (request, _) in joining.items() if request.turn <= turn]:
                     request, worn = joining.pop(number)
                     stepper.join(number, self.run(request, worn), priority=2, remaining=1.0, cancelled=lambda: False)
@@ -122,11 +125,9 @@ class Wardrobe:
         return all(self.rack.mixes(module, self.rack.take(worn).adapters) for worn in sets)
 
 
-def alone(
-    kind: str, folder: Path, request: Request, worn: Worn, dtype: torch.dtype = torch.float32
-) -> torch.Tensor:
+def alone(kind: str, folder: Path, request: Request, worn: Worn) -> torch.Tensor:
     """The image that the stock pipeline makes with these LoRAs and no others."""
-    pipeline = fresh(kind).to(dtype)
+    pipeline = fresh(kind)
     for name, _ in worn:
         pipeline.load_lora_weights(str(folder), weight_name=f"{name}.safetensors", adapter_name=name)
     if worn:

@@ -53,3 +53,16 @@ def test_every_row_has_its_own_loras(dressed):
     told = alone(kind, folder, wishes[1][0], wishes[1][1])
     assert apart(told, plain) > 100 * CLOSE, "a LoRA that changes nothing proves nothing"
     assert apart(told, more) > 10 * CLOSE, "the comparison would not see a weight that is off by a tenth"
+
+
+def test_where_rows_cannot_be_told_apart_sets_go_one_by_one(dressed, monkeypatch):
+    """As if nobody had said that this network gives some layers all rows twice."""
+    kind, folder = dressed
+    if kind != "qwen-image-edit-plus":
+        pytest.skip("the others give every layer each row once")
+    monkeypatch.setattr("models.diffusion.lora_mix.DOUBLING", set())
+    wishes = [(wish(kind, number).but(num_inference_steps=3), worn) for number, worn in enumerate(SETS[:3])]
+    made = Wardrobe(kind, folder)
+    for image, (request, worn) in zip(made.together(*wishes), wishes, strict=True):
+        assert apart(image, alone(kind, folder, request, worn)) <= CLOSE
+    assert not made.mixes(*SETS)
