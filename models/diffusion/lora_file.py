@@ -18,8 +18,8 @@ def examine(file: Path) -> LoraFacts:
     Values that are no numbers, or beyond all measure, would reach the rows of other requests: in a shared forward they
     are multiplied by zero there, and zero times infinity is not zero.
     """
-    facts = inspect(file)
     try:
+        facts = inspect(file)
         with safe_open(file, framework="pt", device="cpu") as tensors:
             for name in tensors.keys():  # noqa: SIM118  (it is no dictionary)
                 tensor = tensors.get_tensor(name)
