@@ -56,7 +56,7 @@ class Output:
 
 
 class Adapter(ABC):
-    """One model on one device. Constructors build, `load` loads, `run` runs."""
+    """One model on one device. Constructors build, `load` loads, `prepare` looks ahead, `run` runs."""
 
     def __init__(self, options: Mapping[str, Any], device: torch.device) -> None:
         self.options = options
@@ -67,6 +67,10 @@ class Adapter(ABC):
 
     def warm_up(self) -> None:  # noqa: B027
         """Run once so that the first request does not pay for lazy initialisation."""
+
+    def prepare(self, item: Item) -> None:  # noqa: B027
+        """What an item needs that can be done before the device has time for it, as reading a file. Called once for
+        each, in a codec thread, beside whatever else the model does; what it raises fails the item."""
 
     @abstractmethod
     def run(self, items: Sequence[Item]) -> Sequence[Output | Exception]:

@@ -201,7 +201,7 @@ class Session:
         if self._specs[batch.model].raw:
             decoding = [self._raw(item) for item in batch.items]
         else:
-            decoding = [self._codecs.submit(self._decode, batch.batch, item) for item in batch.items]
+            decoding = [self._codecs.submit(self._decode, batch, item) for item in batch.items]
         return Prepared(batch, time.perf_counter(), decoding, unanswered=len(batch.items))
 
     def _raw(self, item: RunItem) -> Future[Decoded]:
@@ -213,12 +213,12 @@ class Session:
             future.set_exception(fault)
         return future
 
-    def _decode(self, batch: int, item: RunItem) -> Decoded:
+    def _decode(self, batch: RunBatch, item: RunItem) -> Decoded:
         began = time.perf_counter()
-        self._refuse_dropped(batch, item.job)
+        self._refuse_dropped(batch.batch, item.job)
         wanted = Item(
             item.params, size=item.size, previews=item.previews, report=self._reporter(item.job),
-            cancelled=lambda: (batch, item.job) in self._dropped,
+            cancelled=lambda: (batch.batch, item.job) in self._dropped,
         )
         decoded = Decoded(wanted)
         for part in item.images:
@@ -235,6 +235,8 @@ class Session:
                 wanted.control = picture.image
             else:
                 wanted.references = (*wanted.references, picture.image)
+        if batch.model in self._adapters:  # it is loaded for the first job in the device's loop
+            self._adapters[batch.model].prepare(wanted)
         decoded.seconds = time.perf_counter() - began
         return decoded
 

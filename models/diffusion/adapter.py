@@ -80,6 +80,10 @@ class Diffusion(StepAdapter):
             with torch.inference_mode():
                 self.run([item])
 
+    def prepare(self, item: Item) -> None:
+        """Read the LoRAs' files, so that only their attaching is left for `start`. Raises `InvalidParameter`."""
+        self._rack.read(_loras_of(item))
+
     def start(self, item: Item) -> PipelineRun:
         """The item's run. Raises `InvalidParameter` for what this model cannot do."""
         control = requests.control_of(item, list(self._control_nets))
@@ -87,7 +91,7 @@ class Diffusion(StepAdapter):
         asked = requests.ask(kind, item, control, self._multiple, self.options)
         name = str(item.params.get("scheduler") or item.params.get("sampler") or "")
         scheduler = samplers.make(name, self._scheduler)
-        worn = self._rack.take(loras.wanted(item.params.get("lora_name"), item.params.get("lora_weight")))
+        worn = self._rack.take(_loras_of(item))
         shared = self._pipeline(kind, control.kind if control else "", worn)
         look = Look(self._colours, asked.size) if item.previews and self._colours else None
         return shared.start(asked.arguments, _finishing(asked, worn), scheduler, look)
@@ -121,6 +125,11 @@ class Diffusion(StepAdapter):
         if found is None:
             raise ModelFailed("this task needs a ControlNet, and the model has none")
         return found
+
+
+def _loras_of(item: Item) -> list[tuple[str, float]]:
+    """Names and weights. Raises `InvalidParameter`."""
+    return loras.wanted(item.params.get("lora_name"), item.params.get("lora_weight"))
 
 
 def _finishing(asked: requests.Asked, worn: LoraSet) -> Callable[[Any], Output]:

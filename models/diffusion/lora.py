@@ -1,8 +1,8 @@
-"""LoRAs of a model: attached when a request names them, switched on for its forwards only.
+"""LoRAs of a model: attached when a request names them, worn by its rows only.
 
-Files are attached beside each other with diffusers and peft; which of them count is decided before each forward, so
-requests with different sets are under way at the same time, and those of one set share their forwards. The folder is
-looked at for every request: a file that is new, or has another size or date than the attached one, is attached again
+Files are attached beside each other with diffusers and peft; which of them count for which row is decided before each
+forward (`lora_mix.py`), so requests with different sets are under way at the same time and share forwards. The folder
+is looked at for every request: a file that is new, or has another size or date than the attached one, is attached again
 under another name; what nobody uses any more is taken off.
 """
 
@@ -12,20 +12,20 @@ import sys
 import weakref
 from collections.abc import Sequence
 from itertools import count
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
 
 from core.errors import BadRequest, InvalidParameter, OutOfMemory
-from core.loras import Lora, LoraFolder, inspect
+from core.loras import Lora, LoraFolder
 from models.calls import lacks_memory
+from models.diffusion.lora_file import examine
+from models.diffusion.lora_mix import Adapters, LoraMix, tuner_layers
 from models.diffusion.memory import DeviceMemory
 
 LEAST_SHARE = 0.5  # of a file's layers that must find their place, or it was made for another model
-
-
-Adapters = tuple[tuple[str, float], ...]  # peft's names, with weights
+KNOWN_FILES = 256  # of which is remembered what they are
 
 
 class LoraSet:
@@ -49,8 +49,14 @@ class LoraRack:
         self._refused: dict[Lora, str] = {}
         self._sets: weakref.WeakSet[LoraSet] = weakref.WeakSet()
         self._numbers = count(1)
-        self._active: dict[int, Adapters] = {}  # by module
-        self._layers: dict[int, list[Any]] = {}
+        self._examined: dict[Lora, int] = {}  # their numbers of layers; codec threads write here too
+        self._mixes: dict[int, LoraMix] = {}  # by module
+
+    def read(self, wanted: Sequence[tuple[str, float]]) -> None:
+        """Read and check the files, which then lie in the system's cache; may be called in any thread. Raises
+        `InvalidParameter` when one of them is not there or is broken."""
+        for name, _ in wanted if self._folder else ():
+            self._layers_in(self._folder.get(name))
 
     def take(self, wanted: Sequence[tuple[str, float]]) -> LoraSet:
         """The set of these names and weights, attached. Raises `InvalidParameter` when one of them is not there, is
@@ -65,17 +71,22 @@ class LoraRack:
         self._tidy()
         return chosen
 
-    def activate(self, module: nn.Module, adapters: Adapters) -> None:
-        """Have the module run with these and no others."""
-        layers = self._layers_of(module)
-        if not layers or self._active.get(id(module)) == adapters:
-            return
-        names = [name for name, _ in adapters]
-        for layer in layers:
-            layer.set_adapter(names, inference_mode=True)
-            for name, weight in adapters:
-                layer.set_scale(name, weight)
-        self._active[id(module)] = adapters
+    def worn(self, module: nn.Module, adapters: Adapters) -> Adapters:
+        """Those of a set that change anything in this module."""
+        return self._mix(module).of(adapters)
+
+    def mixes(self, module: nn.Module, adapters: Adapters) -> bool:
+        """Whether a row with these may share a forward of the module with others."""
+        return self._mix(module).mixes(adapters)
+
+    def wear(self, module: nn.Module, rows: Sequence[Adapters]) -> None:
+        """Have the rows of the module's next forward run with these and no others; one entry stands for all rows.
+        Raises `Unmixable` for sets that differ and cannot be mixed."""
+        self._mix(module).wear(rows)
+
+    def separate(self, module: nn.Module) -> None:
+        """Sets of this module do not mix after all. It holds until a LoRA comes or goes."""
+        self._mix(module).separate()
 
     def __len__(self) -> int:
         return len(self._attached)
@@ -83,18 +94,16 @@ class LoraRack:
     # --- attaching and taking off -----------------------------------------------------------------------------------
 
     def _adapter(self, lora: Lora) -> str:
-        if lora in self._refused:
-            raise InvalidParameter(self._refused[lora], parameter="lora_name")
         name = self._attached.pop(lora, None) or self._attach(lora)
         self._attached[lora] = name
         return name
 
     def _attach(self, lora: Lora) -> str:
         assert self._folder is not None
+        expected = self._layers_in(lora)
         file, name = self._folder.file(lora.name), f"lora{next(self._numbers)}"
         why = ""
         try:
-            expected = inspect(file).layers
             with torch.inference_mode(False), torch.no_grad():  # what is made here is used under other modes too
                 self._pipeline.load_lora_weights(
                     str(file.parent), weight_name=file.name, adapter_name=name, local_files_only=True
@@ -102,8 +111,6 @@ class LoraRack:
                 found = self._settle(name)
             if found < expected * LEAST_SHARE:
                 why = f"only {found} of its {expected} layers have a place in this model"
-        except BadRequest as fault:
-            why = fault.message
         except Exception as fault:
             if lacks_memory(fault) or isinstance(fault, OutOfMemory):
                 self._take_off(name)
@@ -112,13 +119,31 @@ class LoraRack:
             why = "its layers do not fit this model's; it was made for another one"
         if why:
             self._take_off(name)
-            self._refused[lora] = f"the LoRA '{lora.name}' cannot be used: {why}"
-            raise InvalidParameter(self._refused[lora], parameter="lora_name")
+            self._refuse(lora, why)
         return name
+
+    def _layers_in(self, lora: Lora) -> int:
+        """How many layers the file has. Raises `InvalidParameter` for one that cannot be used."""
+        if lora in self._refused:
+            raise InvalidParameter(self._refused[lora], parameter="lora_name")
+        layers = self._examined.get(lora)
+        if layers is None:
+            assert self._folder is not None
+            try:
+                layers = examine(self._folder.file(lora.name)).layers
+            except BadRequest as fault:
+                self._refuse(lora, fault.message)
+            _keep(self._examined, lora, layers)
+        return layers
+
+    def _refuse(self, lora: Lora, why: str) -> NoReturn:
+        sentence = f"the LoRA '{lora.name}' cannot be used: {why}"
+        _keep(self._refused, lora, sentence)
+        raise InvalidParameter(sentence, parameter="lora_name")
 
     def _settle(self, name: str) -> int:
         """Count the layers that were attached, and measure their networks anew."""
-        self._forget_layers()
+        self._forget_mixes()
         touched = {module: layers for module in self._modules() if (layers := self._with(module, name))}
         for module in touched:
             module.eval()
@@ -136,7 +161,7 @@ class LoraRack:
                 self._take_off(name)
 
     def _take_off(self, name: str) -> None:
-        self._forget_layers()
+        self._forget_mixes()
         touched = {module: layers for module in self._modules() if (layers := self._with(module, name))}
         for module, layers in touched.items():
             for layer in layers:
@@ -145,19 +170,27 @@ class LoraRack:
         for module in touched:
             self._memory.enter(module)
 
-    def _forget_layers(self) -> None:
-        self._layers.clear()
-        self._active.clear()
+    def _forget_mixes(self) -> None:
+        for mix in self._mixes.values():
+            mix.release()
+        self._mixes.clear()
 
     def _modules(self) -> list[nn.Module]:
         return [module for module in self._pipeline.components.values() if isinstance(module, nn.Module)]
 
     def _with(self, module: nn.Module, name: str) -> list[Any]:
-        return [layer for layer in self._layers_of(module) if name in layer._all_available_adapter_names()]
+        return [layer for layer in tuner_layers(module) if name in layer._all_available_adapter_names()]
 
-    def _layers_of(self, module: nn.Module) -> list[Any]:
-        if id(module) not in self._layers:
-            from peft.tuners.tuners_utils import BaseTunerLayer
+    def _mix(self, module: nn.Module) -> LoraMix:
+        found = self._mixes.get(id(module))
+        if found is None:
+            found = self._mixes[id(module)] = LoraMix(module)
+            self._memory.accompany(module, found.forget)
+        return found
 
-            self._layers[id(module)] = [part for part in module.modules() if isinstance(part, BaseTunerLayer)]
-        return self._layers[id(module)]
+
+def _keep(known: dict[Lora, Any], lora: Lora, what: Any) -> None:
+    """Remember it, and not too many others."""
+    known[lora] = what
+    for oldest in list(known)[:-KNOWN_FILES]:
+        known.pop(oldest, None)

@@ -66,6 +66,10 @@ class HostedModule:
         return host.pin_memory() if self._device.type == "cuda" and not host.is_pinned() else host
 
 
+def _nothing() -> None:
+    pass
+
+
 class DeviceMemory:
     """The weights of all networks of one device. `budget`: bytes for them."""
 
@@ -77,6 +81,7 @@ class DeviceMemory:
         self.residency = Residency(budget)
         self._clock, self._host = clock, host
         self._modules: dict[Hashable, HostedModule] = {}
+        self._companions: dict[Hashable, Callable[[], None]] = {}
 
     def enter(self, module: nn.Module) -> None:
         """Have the module's weights looked after, or, if they are, measured anew. Raises `OutOfMemory` when they are
@@ -95,6 +100,12 @@ class DeviceMemory:
         """It will not run any more."""
         if self._modules.pop(id(module), None):
             self.residency.forget(id(module))
+        self._companions.pop(id(module), None)
+
+    def accompany(self, module: nn.Module, forget: Callable[[], None]) -> None:
+        """Something that is no weight lies on the device beside the module's: `forget` lets go of it whenever they
+        leave. One for each module."""
+        self._companions[id(module)] = forget
 
     def bring(self, module: nn.Module) -> None:
         """Its weights are on the device when this returns, or at least before anything that is asked of it later."""
@@ -104,6 +115,7 @@ class DeviceMemory:
         was_there = id(module) in self.residency
         for leaving in self.residency.use(id(module), self._clock()):
             self._modules[leaving].drop()
+            self._companions.get(leaving, _nothing)()
         if was_there:
             return
         try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
@@ -154,6 +154,17 @@ class _ByItself(tuple[Any, ...]):
     """The key of calls that are not merged; equal for calls that cost the same."""
 
 
+def merges(call: StepCall) -> bool:
+    """Whether the call can become one forward with others of its key."""
+    return not isinstance(call.key, _ByItself)
+
+
+def set_apart(call: StepCall, what: Hashable) -> None:
+    """Have the call share forwards only with those that were set apart for the same."""
+    assert isinstance(call.key, tuple)
+    call.key = type(call.key)((*call.key, what))
+
+
 class MergedNetwork:
     """One method of one module on the device, whose calls are merged by its class's table if it has one.
 
@@ -210,7 +221,7 @@ class MergedNetwork:
         """One forward of calls of one key; one after the other, if they cannot be merged (their key is for measuring
         what they cost). A single call is passed on untouched, unless rows are filled up."""
         table = self._table
-        if table is None or isinstance(calls[0].key, _ByItself) or (len(calls) == 1 and not self._sizes):
+        if table is None or not merges(calls[0]) or (len(calls) == 1 and not self._sizes):
             return [self._method(*call.args, **call.kwargs) for call in calls]
         rows = [call.rows for call in calls]
         named = [{name: value for name, value in call.kwargs.items() if value is not None} for call in calls]

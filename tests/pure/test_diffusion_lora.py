@@ -1,4 +1,4 @@
-"""LoRAs: each request's image is that of the stock pipeline with its LoRAs alone, whoever runs beside it."""
+"""LoRA files: each request's image is that of the stock pipeline with its LoRAs alone, whatever comes and goes."""
 
 from __future__ import annotations
 
@@ -62,17 +62,19 @@ def test_the_text_encoders_part_counts_too(folder):
     assert not same(spoken, mute)
 
 
-def test_requests_of_one_set_share_forwards(folder):
+def test_requests_share_forwards_and_tell_which_set_they_wear(folder):
     made = build("sd15", lora_folder=str(folder))
-    keys = []
+    keys, variants = [], []
     for wanted in (item(lora_name="ink"), item(lora_name="ink", seed=1), item(lora_name="oil"), item()):
         run = made.start(wanted)
         asked = run.send(None)
         while asked.network.name != "unet":
             asked = run.send(asked.network.forward([asked])[0])
         keys.append(asked.key)
+        variants.append(asked.variant)
         run.close()
-    assert keys[0] == keys[1] and len(set(keys)) == 3
+    assert len(set(keys)) == 1, "whatever they wear"
+    assert variants[0] == variants[1] and len(set(variants)) == 3 and variants[3] is None
 
 
 def test_files_come_change_and_go_without_a_restart(folder):

@@ -15,7 +15,7 @@ import torch
 from engine_kit import STUB, png
 from image_kit import chunk, insert_after_header
 
-from core.errors import Cancelled, OutOfMemory
+from core.errors import BadRequest, Cancelled, OutOfMemory
 from core.header import read_header
 from core.request import ImagePart, OutputFormat
 from models.base import Adapter, Output
@@ -295,3 +295,17 @@ def test_when_memory_runs_out_the_results_so_far_are_written_before_the_master_h
     bench.adapter.then = run_out
     first, last = bench.run(bench.item("a"), bench.item("b"))
     assert [done.job for done in first.items] == ["a"] and isinstance(last, BatchDidNotFit)
+
+
+def test_a_model_may_prepare_an_item_where_it_is_decoded_and_what_it_raises_fails_that_item(tmp_path):
+    class Careful(Model):
+        def prepare(self, item):
+            prepared.append((threading.current_thread().name, item.image.shape))
+            if len(prepared) == 2:
+                raise BadRequest("not this one")
+
+    prepared, bench = [], Bench(tmp_path, Careful)
+    answers = bench.answers(*(bench.item(job) for job in "abc"))
+    assert [answers[job].error is None for job in "abc"] == [True, False, True]
+    assert "not this one" in answers["b"].error.message
+    assert all(name.startswith("codec") and len(shape) == 3 for name, shape in prepared)
