@@ -208,7 +208,7 @@ def router(engine: Engine, settings: Settings) -> APIRouter:
             if order.asked.as_url:
                 jobs = await counter.jobs(order)
                 data: list[Mapping[str, str]] = [
-                    {"url": str(request.url_for("openai_content", id=job.id))} for job in jobs
+                    {"url": engine.link(str(request.url_for("openai_content", id=job.id)), who.tenant)} for job in jobs
                 ]
             else:
                 done = await counter.images(order)

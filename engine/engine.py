@@ -31,6 +31,7 @@ from core.job import Job
 from core.model import Catalogue, ModelSpec
 from core.request import ImageRequest, Span
 from core.settings import Settings
+from core.signing import Signer
 from core.states import State
 from core.ticket import Ticket
 from engine import roll, snapshot, watch
@@ -73,9 +74,10 @@ class Engine:
         monitor: Monitor | None = None,
         saved: SavedImages | None = None,
         loras: StoredLoras | None = None,
+        signer: Signer | None = None,
     ) -> None:
         self.settings, self.catalogue, self.metrics = settings, catalogue, metrics
-        self.saved, self.loras = saved, loras
+        self.saved, self.loras, self.signer = saved, loras, signer
         self.scheduler, self.admission, self.pool, self.arena = scheduler, admission, pool, arena
         self.readings: dict[str, Reading] = {}
         self.started_at = time.time()
@@ -313,6 +315,13 @@ class Engine:
             self.watched[job_id] -= 1
             if not self.watched[job_id]:
                 del self.watched[job_id]
+
+    def link(self, url: str, tenant: str, seconds: float | None = None) -> str:
+        """An address of this server's, to be answered to a tenant whose image is there: where clients need a key,
+        signed, so that it serves without one for so many seconds (None: as the setting says)."""
+        if self.signer is None:
+            return url
+        return self.signer.signed(url, tenant, self.settings.url_lifetime if seconds is None else seconds)
 
     def follow(self, dialect: str, follower: Callable[[Job], Coroutine[Any, Any, None]]) -> None:
         """`follower(job)` runs in the background when a durable job of that dialect has ended; also one that a former
