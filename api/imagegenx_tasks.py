@@ -22,6 +22,7 @@ import orjson
 import structlog
 
 from api import fetch
+from api.callbacks import Callbacks
 from api.images import read_image
 from core.errors import IdempotencyInFlight, IdempotencyMismatch, ImagePoolError, JobNotFinished, JobNotFound
 from core.job import Job
@@ -161,7 +162,8 @@ class Tasks:
     """All tasks, through the engine; nothing of them is kept here that a restart could lose."""
 
     def __init__(self, engine: Engine, reach: fetch.Reach) -> None:
-        self._engine, self._reach = engine, reach
+        self._engine = engine
+        self.callbacks = Callbacks(reach, lambda: engine.leaving)
         self._told: dict[str, None] = {}  # batches whose end was told, the oldest first
         self.seconds = 5.0  # that one job takes, as lately measured
         engine.follow(DIALECT, self._ended)
@@ -283,6 +285,9 @@ class Tasks:
                 if not fault.retryable:
                     log.error("an image cannot be enlarged", task=task.id, why=fault.message)
                     return
+                if self._engine.draining:
+                    log.warning("an image is not enlarged before it is asked for, the server goes away", task=task.id)
+                    return
                 await asyncio.sleep(fault.retry_after or RETRY)
         await self._call_back(job)
 
@@ -300,7 +305,12 @@ class Tasks:
             self._remember(str(batch))
             body = envelope(batch_json(str(batch), tasks, self.link))
         began = time.monotonic()
-        if not await fetch.post(str(url), orjson.dumps(body), reach=self._reach):
+        try:
+            taken = await self.callbacks.send(str(url), orjson.dumps(body))
+        except asyncio.CancelledError:
+            log.warning("a callback was given up, the server goes away", job=job.id)
+            raise
+        if not taken:
             log.warning("a callback was not taken", job=job.id, seconds=round(time.monotonic() - began, 1))
 
     def _remember(self, batch: str) -> None:

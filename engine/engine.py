@@ -58,6 +58,7 @@ from workers.messages import Drop
 from workers.monitor import Monitor, Reading
 
 log = structlog.get_logger("engine")
+LAST_WORDS = 5.0  # seconds at least, before it goes away, in which clients are told of the last ends
 
 
 class Engine:
@@ -104,6 +105,7 @@ class Engine:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at: float | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._followers: set[asyncio.Task[Any]] = set()  # of these, those that tell somebody of an end
 
     def __repr__(self) -> str:
         return f"<Engine {len(self.register.live)} jobs, {len(self.flights)} batches at workers, {self.scheduler!r}>"
@@ -140,6 +142,9 @@ class Engine:
         storing = [live.done for live in self.register.live.values() if live.concluding]
         if storing:
             await asyncio.wait(storing, timeout=1.0 if self._hurried else max(1.0, deadline - self._loop.time()))
+        last = max(deadline, self._loop.time() + LAST_WORDS)
+        while self._followers and self._loop.time() < last and not self._hurried:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -325,8 +330,9 @@ class Engine:
 
     def follow(self, dialect: str, follower: Callable[[Job], Coroutine[Any, Any, None]]) -> None:
         """`follower(job)` runs in the background when a durable job of that dialect has ended; also one that a former
-        life of this server accepted."""
-        self.register.followers[dialect] = lambda job: self._background(follower(job))
+        life of this server accepted. When the server goes away it has until the end of the grace, and some seconds at
+        least (`leaving` tells it), before it is cancelled."""
+        self.register.followers[dialect] = lambda job: self._followers.add(self._background(follower(job)))
 
     def position(self, job_id: str) -> int | None:
         """How many jobs will probably be handed out before it, plus one; None when it does not wait."""
@@ -437,13 +443,15 @@ class Engine:
         self.metrics.devices(self.snapshot())
         return await asyncio.to_thread(self.metrics.render)
 
-    def _background(self, work: Coroutine[Any, Any, None]) -> None:
+    def _background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._task_ended)
+        return task
 
     def _task_ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
+        self._followers.discard(task)
         if not task.cancelled() and (fault := task.exception()):
             log.error("a background task failed", exc_info=fault)
 
