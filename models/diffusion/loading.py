@@ -65,7 +65,9 @@ def load_control_nets(options: Mapping[str, Any], dtype: torch.dtype) -> dict[st
         source = find({**options, "source": named, "variant": None, "revision": None}, one_network=True)
         try:
             nets[str(kind).lower()] = _load_control_net(source, dtype, bool(options.get("offline")))
-        except (OSError, ValueError, TypeError, KeyError) as fault:
+        except MemoryError:
+            raise
+        except Exception as fault:
             raise ModelFailed(f"the ControlNet for '{kind}' cannot be loaded: {hearsay(fault)}") from fault
     return nets
 

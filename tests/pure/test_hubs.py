@@ -133,6 +133,11 @@ def test_a_controlnet_has_an_id_of_its_own(hub: Hub, tmp_path: Path) -> None:
     assert list(made._control_nets) == ["canny"]
     with pytest.raises(ModelFailed, match="there is no model of that name"):
         build("sd15", controlnets={"canny": "owner/none"})
+    damaged = Path(shutil.copytree(folder_of("sd15-controlnet") / "controlnet", tmp_path / "damaged"))
+    (damaged / "diffusion_pytorch_model.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(ModelFailed, match="the ControlNet for 'canny' cannot be loaded") as refused:
+        build("sd15", controlnets={"canny": str(damaged)})
+    assert str(tmp_path) not in refused.value.message
 
 
 def test_fetching_beforehand(hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
