@@ -81,12 +81,13 @@ class Keys:
     def __init__(self, path: Path | None, clock: Callable[[], float] = time.monotonic) -> None:
         self._path, self._clock = path, clock
         self._keys: Mapping[bytes, tuple[bytes, Caller]] = {}
+        self._tenants: frozenset[str] = frozenset()
         self._stamp: tuple[int, int] | None = None
         self._next_look = 0.0
         if path is not None:
             try:
                 self._stamp = self._look()
-                self._keys = read_keys(path.read_text(encoding="utf-8"))
+                self._take(path)
             except OSError as fault:
                 raise ValueError(f"the keys file {path} cannot be read: {fault.strerror}") from None
             self._next_look = clock() + RELOAD_EVERY
@@ -110,6 +111,16 @@ class Keys:
             raise Unauthorised("this API key is not known or has been revoked", presented=True)
         return found
 
+    @property
+    def tenants(self) -> frozenset[str]:
+        """Who has a key in force. The same object for as long as the file is the same."""
+        self._reload()
+        return self._tenants
+
+    def _take(self, path: Path) -> None:
+        self._keys = read_keys(path.read_text(encoding="utf-8"))
+        self._tenants = frozenset(found.tenant for _, found in self._keys.values())
+
     def _look(self) -> tuple[int, int]:
         assert self._path is not None
         stat = self._path.stat()
@@ -123,7 +134,7 @@ class Keys:
         try:
             stamp = self._look()
             if stamp != self._stamp:
-                self._keys = read_keys(self._path.read_text(encoding="utf-8"))
+                self._take(self._path)
                 self._stamp = stamp
                 log.info("API keys read again: %d in force", len(self._keys))
         except (OSError, ValueError) as fault:

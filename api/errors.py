@@ -34,6 +34,7 @@ STATUS: Mapping[str, int] = {
     "result_gone": 410,
     "job_not_finished": 409,
     "unauthorised": 401,
+    "link_invalid": 403,
     "idempotency_mismatch": 422,
     "idempotency_in_flight": 409,
     "rate_limited": 429,
@@ -65,6 +66,12 @@ class HeaderTooLarge(BadRequest):
     """The request line and headers have too many bytes or lines."""
 
     code = "header_too_large"
+
+
+class LinkInvalid(ImagePoolError):
+    """A signed address whose time is over, or that was changed."""
+
+    code = "link_invalid"
 
 
 class NotFound(ImagePoolError):

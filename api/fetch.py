@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
-from collections.abc import Callable
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -163,30 +162,21 @@ async def fetch(url: str, parameter: str, *, reach: Reach, max_bytes: int) -> by
     raise Unreachable(f"'{parameter}': {why}", parameter=parameter)
 
 
-async def post(
-    url: str, body: bytes, *, reach: Reach, pauses: tuple[float, ...] = (1.0, 5.0, 25.0),
-    sleep: Callable[[float], Any] = asyncio.sleep,
-) -> bool:
-    """Send JSON to a callback address, again after each of the pauses (seconds) while the host does not take it;
-    whether it did. A redirect is not followed. What the host will never take (4xx) is not sent again. What it answers
-    beside the status is not read."""
+async def post(url: str, body: bytes, *, reach: Reach) -> bool | None:
+    """Send JSON to a callback address, once. True: the host took it; False: it never will (4xx, a redirect, an address
+    that is not asked); None: it may be tried again. What the host answers beside the status is not read."""
     headers = {"content-type": "application/json"}
-    for pause in (*pauses, None):
-        try:
-            async with (
-                asyncio.timeout(CALLBACK_SECONDS),
-                _client(reach, "callback_url", CALLBACK_SECONDS) as client,
-                client.stream("POST", url, content=body, headers=headers) as answer,
-            ):
-                pass
-            if answer.is_success:
-                return True
-            if answer.status_code < 500 and answer.status_code not in (408, 425, 429):
-                return False
-        except (TimeoutError, *UNREACHABLE):
+    try:
+        async with (
+            asyncio.timeout(CALLBACK_SECONDS),
+            _client(reach, "callback_url", CALLBACK_SECONDS) as client,
+            client.stream("POST", url, content=body, headers=headers) as answer,
+        ):
             pass
-        except InvalidParameter:
-            return False
-        if pause is not None:
-            await sleep(pause)
-    return False
+    except (TimeoutError, *UNREACHABLE):
+        return None
+    except InvalidParameter:
+        return False
+    if answer.status_code >= 500 or answer.status_code in (408, 425, 429):
+        return None
+    return answer.is_success

@@ -70,7 +70,7 @@ class Reader:
     async def picture(self, request: Request, url: str, parameter: str, role: Role = "image") -> ImagePart:
         """The image at a data: URL, an http(s) address or an address of our own, or base64 itself."""
         most = file_limit(caller(request), self._settings)
-        path = url.removeprefix(_base(request))
+        path = url.removeprefix(_base(request)).partition("?")[0]  # it may be signed; here the caller's key counts
         if own := OWN_FILE.fullmatch(path):
             body = await self._tasks.result(await self._tasks.find(own[1], caller(request).tenant))
             data = await body.read()
@@ -147,8 +147,9 @@ def router(engine: Engine, settings: Settings) -> APIRouter:
 
     async def accept(requests: list[ImageRequest]) -> Response:
         _, (task,) = await tasks.submit(requests)
-        more = {"estimated_time": tasks.estimate(task), "temp_url": f"/temp/{task.id}_thumb.webp"}
-        return JSONResponse(envelope(task.tell() | more))
+        thumbnail = tasks.link(task.thumbnail, task.last.request.tenant)
+        more = {"estimated_time": tasks.estimate(task), "temp_url": thumbnail}
+        return JSONResponse(envelope(task.tell(tasks.link) | more))
 
     @api.post("/generate", operation_id="imagegenx_generate", summary="Draw an image from words",
               **takes(schema.Generate), **answers())
@@ -206,24 +207,24 @@ def router(engine: Engine, settings: Settings) -> APIRouter:
 
     @api.get("/task/{id}", operation_id="imagegenx_task", summary="A task as it is now", **answers())
     async def task(request: Request, id: Id) -> Response:
-        return JSONResponse(task_envelope(await tasks.find(id, caller(request).tenant)))
+        return JSONResponse(task_envelope(await tasks.find(id, caller(request).tenant), tasks.link))
 
     @api.delete("/task/{id}", operation_id="imagegenx_cancel", summary="Cancel a task", **answers())
     @api.post("/task/{id}/cancel", operation_id="imagegenx_cancel_post", summary="Cancel a task", **answers())
     async def cancel(request: Request, id: Id) -> Response:
         found = await tasks.cancel(await tasks.find(id, caller(request).tenant))
-        return JSONResponse(task_envelope(found))
+        return JSONResponse(task_envelope(found, tasks.link))
 
     @api.get("/batch-task/{id}", operation_id="imagegenx_batch_task", summary="A batch as it is now", **answers())
     async def batch_task(request: Request, id: Id) -> Response:
-        return JSONResponse(envelope(batch_json(id, await tasks.batch(id, caller(request).tenant))))
+        return JSONResponse(envelope(batch_json(id, await tasks.batch(id, caller(request).tenant), tasks.link)))
 
     @api.delete("/batch-task/{id}", operation_id="imagegenx_cancel_batch", summary="Cancel a batch", **answers())
     @api.post("/batch-task/{id}/cancel", operation_id="imagegenx_cancel_batch_post", summary="Cancel a batch",
               **answers())
     async def cancel_batch(request: Request, id: Id) -> Response:
         found = await tasks.batch(id, caller(request).tenant)
-        return JSONResponse(envelope(batch_json(id, [await tasks.cancel(one) for one in found])))
+        return JSONResponse(envelope(batch_json(id, [await tasks.cancel(one) for one in found], tasks.link)))
 
     @api.get("/batch-task/{id}/download", operation_id="imagegenx_zip", summary="A batch's images as a ZIP file",
              **answers("application/zip"))

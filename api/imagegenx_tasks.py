@@ -12,7 +12,7 @@ import re
 import secrets
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -22,6 +22,7 @@ import orjson
 import structlog
 
 from api import fetch
+from api.callbacks import Callbacks
 from api.images import read_image
 from core.errors import IdempotencyInFlight, IdempotencyMismatch, ImagePoolError, JobNotFinished, JobNotFound
 from core.job import Job
@@ -37,6 +38,7 @@ SECOND = ".2"
 SHARE = 0.8  # of a task's progress, the first of two jobs
 MOST_TOLD = 10_000  # batches whose end is remembered as told
 TRIES = 3
+LINK_SECONDS = 7 * 86_400.0  # that an address of an image serves
 RETRY = 2.0  # seconds between two tries to have a second job accepted
 EXTENSIONS = {"jpeg": "jpg"}
 WORDS: Mapping[State, str] = {
@@ -48,6 +50,9 @@ WORDS: Mapping[State, str] = {
     State.CANCELLED: "cancelled",
     State.EXPIRED: "failed",
 }
+
+
+Link = Callable[[str, str], str]
 
 
 def new_series() -> str:
@@ -96,8 +101,13 @@ class Task:
         kind = EXTENSIONS.get(result.format, result.format)
         return f"{self.id[3:11]}/{self.id}_{result.width}x{result.height}.{kind}"
 
-    def tell(self) -> dict[str, Any]:
-        """The task as its clients see it."""
+    @property
+    def thumbnail(self) -> str:
+        """The path of its thumbnail."""
+        return f"/temp/{self.id}_thumb.webp"
+
+    def tell(self, link: Link) -> dict[str, Any]:
+        """The task as its clients see it. `link(url, tenant)`: an address with what lets it serve without a key."""
         told: dict[str, Any] = {
             "task_id": self.id,
             "status": self.word,
@@ -107,10 +117,10 @@ class Task:
             "finish_time": _iso(self.last.ended_at) if self.ended and self.last.ended_at else None,
         }
         if self.word == "success" and (result := self.last.result):
-            base = str(self.last.request.client.get("base", ""))
+            base, tenant = str(self.last.request.client.get("base", "")), self.last.request.tenant
             told["result"] = {
-                "original_url": f"{base}/api/v1/image/file/{self.object_name()}",
-                "thumb_url": f"{base}/temp/{self.id}_thumb.webp",
+                "original_url": link(f"{base}/api/v1/image/file/{self.object_name()}", tenant),
+                "thumb_url": link(f"{base}{self.thumbnail}", tenant),
                 "resolution": f"{result.width}×{result.height}",
                 "format": EXTENSIONS.get(result.format, result.format),
                 "size": result.size,
@@ -125,13 +135,13 @@ def envelope(data: Any, message: str = "success", code: int = 200) -> dict[str, 
     return {"code": code, "message": message, "data": data}
 
 
-def task_envelope(task: Task) -> dict[str, Any]:
+def task_envelope(task: Task, link: Link) -> dict[str, Any]:
     """A task's answer; that of a failed one has the code 500, whatever the status of its HTTP answer."""
-    told = task.tell()
+    told = task.tell(link)
     return envelope(told, told.get("error_msg", "failed"), 500) if told["status"] == "failed" else envelope(told)
 
 
-def batch_json(batch: str, tasks: Sequence[Task]) -> dict[str, Any]:
+def batch_json(batch: str, tasks: Sequence[Task], link: Link) -> dict[str, Any]:
     """A batch as its clients see it: counts, and every task."""
     total = int(tasks[0].last.request.client.get("total", len(tasks)))
     words = [task.word for task in tasks]
@@ -144,7 +154,7 @@ def batch_json(batch: str, tasks: Sequence[Task]) -> dict[str, Any]:
         "progress": sum(100 if task.ended else task.progress for task in tasks) // max(1, total),
         "query_url": f"/api/v1/image/batch-task/{batch}",
         "download_url": f"/api/v1/image/batch-task/{batch}/download",
-        "tasks": [task.tell() for task in tasks],
+        "tasks": [task.tell(link) for task in tasks],
     }
 
 
@@ -152,7 +162,8 @@ class Tasks:
     """All tasks, through the engine; nothing of them is kept here that a restart could lose."""
 
     def __init__(self, engine: Engine, reach: fetch.Reach) -> None:
-        self._engine, self._reach = engine, reach
+        self._engine = engine
+        self.callbacks = Callbacks(reach, lambda: engine.leaving)
         self._told: dict[str, None] = {}  # batches whose end was told, the oldest first
         self.seconds = 5.0  # that one job takes, as lately measured
         engine.follow(DIALECT, self._ended)
@@ -216,6 +227,10 @@ class Tasks:
             raise JobNotFinished(f"Task {task.id} is {task.word}; its image comes when it is a success")
         return await self._engine.result(task.last.id)
 
+    def link(self, url: str, tenant: str) -> str:
+        """An address of one of its tenant's images; it serves as long as the platform's own did."""
+        return self._engine.link(url, tenant, LINK_SECONDS)
+
     def estimate(self, task: Task) -> int:
         """Seconds until it will probably be done."""
         ready = max(1, len(self._engine.up))
@@ -270,6 +285,9 @@ class Tasks:
                 if not fault.retryable:
                     log.error("an image cannot be enlarged", task=task.id, why=fault.message)
                     return
+                if self._engine.draining:
+                    log.warning("an image is not enlarged before it is asked for, the server goes away", task=task.id)
+                    return
                 await asyncio.sleep(fault.retry_after or RETRY)
         await self._call_back(job)
 
@@ -279,15 +297,20 @@ class Tasks:
             return
         tenant = job.request.tenant
         if batch is None:
-            body = task_envelope(await self.find(str(job.request.client["task"]), tenant))
+            body = task_envelope(await self.find(str(job.request.client["task"]), tenant), self.link)
         else:
             tasks = await self.batch(str(batch), tenant)
             if batch in self._told or not all(task.ended for task in tasks):
                 return
             self._remember(str(batch))
-            body = envelope(batch_json(str(batch), tasks))
+            body = envelope(batch_json(str(batch), tasks, self.link))
         began = time.monotonic()
-        if not await fetch.post(str(url), orjson.dumps(body), reach=self._reach):
+        try:
+            taken = await self.callbacks.send(str(url), orjson.dumps(body))
+        except asyncio.CancelledError:
+            log.warning("a callback was given up, the server goes away", job=job.id)
+            raise
+        if not taken:
             log.warning("a callback was not taken", job=job.id, seconds=round(time.monotonic() - began, 1))
 
     def _remember(self, batch: str) -> None:

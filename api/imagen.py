@@ -6,7 +6,7 @@ README showed; the form wins. Errors wear the envelope `{"error": {"code", "mess
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any
 from uuid import UUID
@@ -172,8 +172,8 @@ SUBMIT_ERRORS = _errors({
 JOB_ERRORS = {401: NO_KEY, 404: "JOB_NOT_FOUND"}
 
 
-def tell(job: Job) -> dict[str, Any]:
-    """A job's record."""
+def tell(job: Job, link: Callable[[str, str], str]) -> dict[str, Any]:
+    """A job's record. `link(path, tenant)`: the address at which its image can be had."""
     result, source = job.result, job.request.images[0].data
     return {
         "job_id": job.id,
@@ -181,7 +181,7 @@ def tell(job: Job) -> dict[str, Any]:
         "status": WORDS[job.state],
         "input_path": source if isinstance(source, str) else None,
         "output_path": f"outputs/{result.data}" if result and isinstance(result.data, str) else None,
-        "output_url": f"/api/v1/jobs/{job.id}/result" if result else None,
+        "output_url": link(f"/api/v1/jobs/{job.id}/result", job.request.tenant) if result else None,
         "params": dict(job.request.client.get("params", job.request.params)),
         "error": job.error.message if job.error else None,
         "created_at": _iso(job.created_at),
@@ -334,7 +334,7 @@ def router(engine: Engine, settings: Settings) -> APIRouter:
         responses=_errors(JOB_ERRORS),
     )
     async def record(request: Request, job_id: str) -> Response:
-        return JSONResponse(tell(await find(request, job_id)))
+        return JSONResponse(tell(await find(request, job_id), engine.link))
 
     @routes.get(
         "/api/v1/jobs/{job_id}/result",

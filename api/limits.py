@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.auth import Caller, Keys, presented_key
-from api.errors import RequestTimeout, Wardrobe
+from api.errors import LinkInvalid, RequestTimeout, Wardrobe
 from api.ratelimit import Header, RateLimiter
 from core.errors import (
     BadRequest,
@@ -28,6 +28,7 @@ from core.errors import (
     UnsupportedEncoding,
 )
 from core.settings import Settings
+from core.signing import Signer, is_signed
 from engine.metrics import Metrics
 
 log = logging.getLogger("imagepool.http")
@@ -149,8 +150,9 @@ class Door:
         wardrobe: Wardrobe,
         metrics: Metrics,
         clock: Callable[[], float] = time.monotonic,
+        signer: Signer | None = None,
     ) -> None:
-        self.app, self._metrics = app, metrics
+        self.app, self._metrics, self._signer = app, metrics, signer
         self._settings, self._keys, self._wardrobe, self._clock = settings, keys, wardrobe, clock
         self._rates = RateLimiter(settings.tiers, clock)
 
@@ -210,7 +212,7 @@ class Door:
         path = scope["path"]
         if path in PUBLIC or path.startswith(PUBLIC_UNDER):
             return 0 if scope["method"] in ("GET", "HEAD") else self._settings.max_body
-        scope["caller"] = who = self._keys.caller(presented_key(headers))
+        scope["caller"] = who = self._caller(scope, presented_key(headers))
         if scope["method"] == "POST":
             self._count(who, extra)
         encoding = headers.get(b"content-encoding", b"identity")
@@ -222,6 +224,17 @@ class Door:
         if (length := content_length(headers)) is not None and length > limit:
             raise too_large(limit)
         return limit
+
+    def _caller(self, scope: Scope, key: bytes | None) -> Caller:
+        """By the key, or by the signature of the address, which holds for looking at it alone. Raises `Unauthorised`
+        and `LinkInvalid`."""
+        signer, query = self._signer, scope.get("query_string", b"")
+        if key is not None or signer is None or scope["method"] not in ("GET", "HEAD") or not is_signed(query):
+            return self._keys.caller(key)
+        tenant = signer.tenant(scope["path"], query, self._keys.tenants)
+        if tenant is None:
+            raise LinkInvalid("this address does not hold, or not any more; ask for the image again with your API key")
+        return Caller(tenant, tier="")
 
     def _count(self, who: Caller, extra: list[Header]) -> None:
         verdict = self._rates.check(who.tenant, who.tier)

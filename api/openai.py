@@ -11,14 +11,15 @@ import asyncio
 import base64
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from api import openai_requests, openai_shapes, sse
+from api import openai_cutouts, openai_requests, openai_shapes, sse
 from api.auth import caller
 from api.choice import choose
 from api.errors import ValidationFailed, status_of
@@ -27,7 +28,7 @@ from api.limits import file_limit
 from api.openai_requests import ImagesRequest
 from api.run import Watch
 from api.submission import Submission, read_parts
-from core.errors import Draining, ImagePoolError, InvalidParameter, from_info
+from core.errors import Draining, ImagePoolError, InvalidParameter, UnknownModel, from_info
 from core.job import Job
 from core.model import ModelSpec
 from core.request import ROLES, ImagePart, ImageRequest
@@ -60,6 +61,7 @@ class Order:
     asked: ImagesRequest
     kind: str  # of its stream's events
     requests: tuple[ImageRequest, ...]
+    remover: ModelSpec | None  # cuts each image out, where a transparent background is wanted
 
 
 class Counter:
@@ -77,9 +79,13 @@ class Counter:
             raise InvalidParameter("Missing required parameter: 'prompt'.", parameter="prompt")
         if kind != "image_generation" and not found.images["image"]:
             raise InvalidParameter("Missing required parameter: 'image'.", parameter="image")
+        openai_requests.check_number(len(found.images["image"]))
+        remover = None
+        if asked.background == "transparent":
+            remover = openai_cutouts.remover(self._engine.catalogue, asked.output_format)
         spec = self._spec(asked, found, tasks)
         images = read_parts(spec, found, file_limit(caller(request), self._settings), self._settings.max_pixels)
-        return Order(asked, kind, tuple(self._requests(request, asked, spec, images)))
+        return Order(asked, kind, tuple(self._requests(request, asked, spec, images)), remover)
 
     def _spec(self, asked: ImagesRequest, found: Submission, tasks: Sequence[str]) -> ModelSpec:
         """The model. One that was named and is offered serves, or says what it does not take."""
@@ -88,7 +94,18 @@ class Counter:
         if asked.model and asked.model in self._engine.catalogue:
             return self._engine.catalogue[asked.model]
         count = {role: len(found.images[role]) for role in ROLES}
-        return choose(self._engine.catalogue, tasks, count, (self._settings.openai_model,))
+        catalogue, first = self._engine.catalogue, (self._settings.openai_model,)
+        try:
+            return choose(catalogue, tasks, count, first)
+        except UnknownModel:
+            for fewer in reversed(range(count["reference"])):  # is it that there are too many?
+                with suppress(UnknownModel):
+                    choose(catalogue, tasks, {**count, "reference": fewer}, first)
+                    raise InvalidParameter(
+                        f"Invalid 'image': {1 + count['reference']} images were sent; the models of this server take "
+                        f"{1 + fewer} at most.", parameter="image"
+                    ) from None
+            raise
 
     def _requests(
         self, request: Request, asked: ImagesRequest, spec: ModelSpec, images: tuple[ImagePart, ...]
@@ -106,14 +123,22 @@ class Counter:
 
     async def images(self, order: Order) -> list[tuple[Job, bytes]]:
         """Run an order's jobs while its client waits; all of them or, when one fails, its error."""
-        runs = [self._engine.run(one) for one in order.requests]
-        return [(job, bytes(body.data)) for job, body in await _all(runs)]
+        return await _all([self._image(one, order.remover) for one in order.requests])
+
+    async def _image(self, wanted: ImageRequest, remover: ModelSpec | None) -> tuple[Job, bytes]:
+        first = openai_cutouts.first(wanted) if remover else wanted
+        job, body = await self._engine.run(replace(first, durable=False))
+        data = await body.read()
+        return await openai_cutouts.cut_out(self._engine, wanted, remover, data) if remover else (job, data)
 
     async def jobs(self, order: Order) -> list[Job]:
-        """The same with jobs that are kept."""
-        return await _all([self._kept(one) for one in order.requests])
+        """The same with jobs that are kept; of two after each other, the second."""
+        return await _all([self._kept(one, order.remover) for one in order.requests])
 
-    async def _kept(self, request: ImageRequest) -> Job:
+    async def _kept(self, request: ImageRequest, remover: ModelSpec | None) -> Job:
+        if remover is not None:
+            _, drawn = await self._image(openai_cutouts.first(request), None)
+            request = openai_cutouts.second(request, remover, drawn)
         job = await self._engine.submit(request)
         try:
             job = await self._engine.wait(job.id)
@@ -127,7 +152,7 @@ class Counter:
     async def stream(self, order: Order, tenant: str) -> AsyncIterator[bytes]:
         """Previews and the image as server-sent events; an error is one too. The job is cancelled when nobody reads."""
         (request,) = order.requests
-        job = await self._engine.submit(request)
+        job = await self._engine.submit(openai_cutouts.first(request) if order.remover else request)
         return self._events(order, job, tenant)
 
     async def _events(self, order: Order, job: Job, tenant: str) -> AsyncIterator[bytes]:
@@ -143,9 +168,12 @@ class Counter:
             job = await self._engine.job(job.id, tenant)
             if job.state is not State.SUCCEEDED:
                 raise from_info(job.error) if job.error else Draining("the server is shutting down; send it again")
+            done = job
             body = await self._engine.result(job.id, tenant)
             data = await body.read()
-            told = openai_shapes.completed(order.kind, order.asked, job, base64.b64encode(data).decode())
+            if order.remover is not None:
+                done, data = await openai_cutouts.cut_out(self._engine, order.requests[0], order.remover, data)
+            told = openai_shapes.completed(order.kind, order.asked, done, base64.b64encode(data).decode())
             yield sse.line(told["type"], told)
         except ImagePoolError as fault:
             yield sse.line("error", dress(fault, "")[1])
@@ -180,7 +208,7 @@ def router(engine: Engine, settings: Settings) -> APIRouter:
             if order.asked.as_url:
                 jobs = await counter.jobs(order)
                 data: list[Mapping[str, str]] = [
-                    {"url": str(request.url_for("openai_content", id=job.id))} for job in jobs
+                    {"url": engine.link(str(request.url_for("openai_content", id=job.id)), who.tenant)} for job in jobs
                 ]
             else:
                 done = await counter.images(order)

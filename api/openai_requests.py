@@ -15,7 +15,7 @@ from starlette.requests import Request
 
 from api import strict_json
 from api.images import decode_base64
-from api.submission import Submission, media_type, read_form
+from api.submission import MAX_IMAGES, Submission, media_type, read_form
 from core.errors import BadRequest, InvalidParameter, UnsupportedEncoding
 from core.model import ModelSpec
 from core.request import ImagePart, OutputFormat
@@ -39,7 +39,9 @@ class ImagesRequest(BaseModel):
     )
     output_format: Literal["png", "jpeg", "webp"] = "png"
     output_compression: int | None = Field(None, ge=0, le=100, description="Quality of a JPEG or WebP.")
-    background: Literal["opaque", "auto"] = Field("auto", description="Transparent ones are not offered.")
+    background: Literal["transparent", "opaque", "auto"] = Field(
+        "auto", description="`transparent`: the subject is cut out, where this server has a model for it."
+    )
     quality: Literal["standard", "hd", "low", "medium", "high", "xhigh", "max", "auto"] = "auto"
     stream: bool = Field(False, description="Server-sent events instead of one answer.")
     partial_images: int = Field(0, ge=0, le=3, description="How many previews a stream shows at most.")
@@ -73,8 +75,10 @@ class ImagesRequest(BaseModel):
 
     @model_validator(mode="after")
     def _one_stream(self) -> ImagesRequest:
-        if self.stream and (self.n > 1 or self.response_format == "url"):
-            raise ValueError("a stream is of one image, as b64_json")
+        if self.stream and self.n > 1:
+            raise ValueError("Streaming is only supported with n=1.")
+        if self.stream and self.response_format == "url":
+            raise ValueError("a stream holds its image as b64_json")
         return self
 
     @property
@@ -153,12 +157,21 @@ def _read_references(found: Submission, given: dict[str, Any], max_file: int) ->
     mask = given.pop("mask", None)
     if not isinstance(references, list):
         raise InvalidParameter("'images' must be a list of objects with an image_url", parameter="images")
+    check_number(len(references))
     for role, sent in (("image", references), ("mask", [mask] if mask else [])):
         for one in sent:
             url = one.get("image_url") if isinstance(one, dict) else None
             if not isinstance(url, str) or not url.startswith("data:"):
                 raise InvalidParameter(f"'{role}' must hold an image_url that is a data: URL", parameter=role)
             found.add_image(role, decode_base64(url, role, max_bytes=max_file))  # type: ignore[arg-type]
+
+
+def check_number(images: int) -> None:
+    """Raise `InvalidParameter` for more images than one request may have, its mask not counted."""
+    if images > MAX_IMAGES:
+        raise InvalidParameter(
+            f"Invalid 'image': {images} images were sent; the most is {MAX_IMAGES}.", parameter="image"
+        )
 
 
 def _refusal(fault: ValidationError) -> InvalidParameter:

@@ -80,7 +80,7 @@ def images(asked: ImagesRequest, jobs: Sequence[Job], data: Sequence[Mapping[str
     quality = {"quality": asked.quality} if asked.quality in QUALITIES else {}
     return {
         "created": int(time.time()), "data": list(data), "output_format": asked.output_format,
-        "size": _size(jobs[0]), "background": "opaque", **quality, "usage": USAGE,
+        "size": _size(jobs[0]), "background": _background(asked), **quality, "usage": USAGE,
     }  # fmt: skip
 
 
@@ -97,9 +97,13 @@ def completed(kind: str, asked: ImagesRequest, job: Job, image: str) -> dict[str
 def _event(kind: str, asked: ImagesRequest, job: Job, image: str) -> dict[str, Any]:
     return {
         "type": kind, "b64_json": image, "created_at": int(time.time()), "size": _size(job),
-        "quality": asked.quality if asked.quality in QUALITIES else "auto", "background": "opaque",
+        "quality": asked.quality if asked.quality in QUALITIES else "auto", "background": _background(asked),
         "output_format": asked.output_format,
     }  # fmt: skip
+
+
+def _background(asked: ImagesRequest) -> str:
+    return "transparent" if asked.background == "transparent" else "opaque"
 
 
 def _size(job: Job) -> str:

@@ -165,7 +165,7 @@ def shape_request(
 
 def read_parts(spec: ModelSpec, found: Submission, max_file: int, max_pixels: int) -> tuple[ImagePart, ...]:
     """The images, in the order of their roles, as many of each as the model takes. Raises as `shape_request`."""
-    count = sum(map(len, found.images.values()))
+    count = sum(len(sent) for role, sent in found.images.items() if role != "mask")
     if count > MAX_IMAGES:
         raise _too_many(count)
     check_counts(spec, {role: len(sent) for role, sent in found.images.items()})

@@ -106,6 +106,10 @@ class Settings(BaseSettings):
     keys_file: Path | None = setting("Network", None, "TOML file of API keys; without one the server is open to all.")
     tiers: Tiers = setting(
         "Network", {}, "Limits by tier, over the presets; without a keys file the anonymous tier has none.")
+    url_lifetime: Duration = setting(
+        "Network", 3600.0, "With keys: how long an answered address of an image serves without one.", gt=0)
+    url_secret: Path | None = setting(
+        "Network", None, "File with the secret that signs such addresses (none: made once, kept in outputs).")
 
     devices: str = setting("Devices", "auto", "auto, cuda, cuda:0,cuda:2, cpu, cpu:4 (four workers) or a mixture.")
     threads: Count = setting("Devices", 0, "Compute threads of each CPU worker (0: share the cores).", ge=0, le=1024)

@@ -13,12 +13,14 @@ import structlog
 from core import VERSION
 from core.model import Catalogue, ModelSpec
 from core.settings import Settings
+from core.signing import Signer
 from engine.engine import Engine
 from engine.keeper import Keeper
 from engine.metrics import Metrics
 from scheduler.admission import Admission
 from scheduler.config import SchedulerConfig
 from scheduler.scheduler import Scheduler
+from store import secret
 from store.files import FileStore
 from store.jobs import JobStore
 from store.lock import FolderLock
@@ -84,6 +86,9 @@ def build(settings: Settings, make_pool: PoolMaker | None = None) -> Engine:
         arena = Arena(settings.arena_bytes)
     except OSError as fault:
         raise ValueError(f"arena_bytes: so much address space cannot be had ({fault.strerror}); set less") from None
+    signer = None  # where nobody needs a key, addresses need no signature
+    if settings.keys_file is not None:
+        signer = Signer(secret.read(settings.url_secret) if settings.url_secret else secret.kept(settings.outputs))
     pool = make_pool(plans, catalogue, arena) if make_pool else real_pool(settings, plans, catalogue, arena)
     return Engine(
         settings=settings,
@@ -101,6 +106,7 @@ def build(settings: Settings, make_pool: PoolMaker | None = None) -> Engine:
         monitor=None if make_pool else Monitor(plans),
         saved=SavedImages(files, settings.iopaint_saved) if settings.iopaint_saved else None,
         loras=StoredLoras(lora_folder(settings), settings.lora_max, files),
+        signer=signer,
     )
 
 

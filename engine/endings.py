@@ -37,7 +37,7 @@ class Endings:
         keeper: Keeper,
         arena: Arena,
         metrics: Metrics,
-        background: Callable[[Coroutine[Any, Any, None]], None],
+        background: Callable[[Coroutine[Any, Any, None]], object],
     ) -> None:
         self._register, self._flights, self._keeper = register, flights, keeper
         self._arena, self._metrics, self._background = arena, metrics, background

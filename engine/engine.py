@@ -31,6 +31,7 @@ from core.job import Job
 from core.model import Catalogue, ModelSpec
 from core.request import ImageRequest, Span
 from core.settings import Settings
+from core.signing import Signer
 from core.states import State
 from core.ticket import Ticket
 from engine import roll, snapshot, watch
@@ -57,6 +58,7 @@ from workers.messages import Drop
 from workers.monitor import Monitor, Reading
 
 log = structlog.get_logger("engine")
+LAST_WORDS = 5.0  # seconds at least, before it goes away, in which clients are told of the last ends
 
 
 class Engine:
@@ -73,9 +75,10 @@ class Engine:
         monitor: Monitor | None = None,
         saved: SavedImages | None = None,
         loras: StoredLoras | None = None,
+        signer: Signer | None = None,
     ) -> None:
         self.settings, self.catalogue, self.metrics = settings, catalogue, metrics
-        self.saved, self.loras = saved, loras
+        self.saved, self.loras, self.signer = saved, loras, signer
         self.scheduler, self.admission, self.pool, self.arena = scheduler, admission, pool, arena
         self.readings: dict[str, Reading] = {}
         self.started_at = time.time()
@@ -102,6 +105,7 @@ class Engine:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at: float | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._followers: set[asyncio.Task[Any]] = set()  # of these, those that tell somebody of an end
 
     def __repr__(self) -> str:
         return f"<Engine {len(self.register.live)} jobs, {len(self.flights)} batches at workers, {self.scheduler!r}>"
@@ -138,6 +142,9 @@ class Engine:
         storing = [live.done for live in self.register.live.values() if live.concluding]
         if storing:
             await asyncio.wait(storing, timeout=1.0 if self._hurried else max(1.0, deadline - self._loop.time()))
+        last = max(deadline, self._loop.time() + LAST_WORDS)
+        while self._followers and self._loop.time() < last and not self._hurried:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -314,10 +321,18 @@ class Engine:
             if not self.watched[job_id]:
                 del self.watched[job_id]
 
+    def link(self, url: str, tenant: str, seconds: float | None = None) -> str:
+        """An address of this server's, to be answered to a tenant whose image is there: where clients need a key,
+        signed, so that it serves without one for so many seconds (None: as the setting says)."""
+        if self.signer is None:
+            return url
+        return self.signer.signed(url, tenant, self.settings.url_lifetime if seconds is None else seconds)
+
     def follow(self, dialect: str, follower: Callable[[Job], Coroutine[Any, Any, None]]) -> None:
         """`follower(job)` runs in the background when a durable job of that dialect has ended; also one that a former
-        life of this server accepted."""
-        self.register.followers[dialect] = lambda job: self._background(follower(job))
+        life of this server accepted. When the server goes away it has until the end of the grace, and some seconds at
+        least (`leaving` tells it), before it is cancelled."""
+        self.register.followers[dialect] = lambda job: self._followers.add(self._background(follower(job)))
 
     def position(self, job_id: str) -> int | None:
         """How many jobs will probably be handed out before it, plus one; None when it does not wait."""
@@ -428,13 +443,15 @@ class Engine:
         self.metrics.devices(self.snapshot())
         return await asyncio.to_thread(self.metrics.render)
 
-    def _background(self, work: Coroutine[Any, Any, None]) -> None:
+    def _background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._task_ended)
+        return task
 
     def _task_ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
+        self._followers.discard(task)
         if not task.cancelled() and (fault := task.exception()):
             log.error("a background task failed", exc_info=fault)
 

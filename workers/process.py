@@ -13,7 +13,7 @@ from multiprocessing import reduction
 from multiprocessing.connection import Connection
 from typing import Any
 
-from core.errors import ErrorInfo
+from core.errors import ErrorInfo, ImagePoolError
 from core.heap import keep_heap
 from workers.channel import WorkerEnd
 from workers.messages import Boot, BootFailed, Progress
@@ -87,4 +87,6 @@ def boot_failure_words(fault: BaseException) -> str:
         return f"the package '{fault.name}' is missing; install the requirements of its model"
     if type(fault).__name__ == "OutOfMemoryError" or isinstance(fault, MemoryError):
         return "the models do not fit the device's memory; offer fewer of them (--models) or free the device"
+    if isinstance(fault, ImagePoolError):  # written for people: what is missing or refused, and what to do
+        return fault.message
     return f"{type(fault).__name__} while loading; the worker's log has the details"

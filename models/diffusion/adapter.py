@@ -27,11 +27,11 @@ class Diffusion(StepAdapter):
     """One set of weights; what is done with it follows from what a request brings (see `tasks.choose`).
 
     Options: `source` (a folder in diffusers' layout, a .safetensors file, a hub id, "modelscope:owner/name") with
-    `variant`, `revision`, `offline`, `trust_pickle`; `pipeline`, a class of diffusers, where the source does not tell
-    the right one ("auto"); `dtype` float32, float16, bfloat16 or auto; `controlnets`, by control type their sources;
-    `lora_folder`, `max_loras`; `offload`, one network at a time on the device; `memory_gb`, what all models together
-    may use of the device for weights; `vae_tiling`, `vae_slicing`, `channels_last`; `safety_checker`; `max_side`;
-    `row_sizes`, see `MergedNetwork`.
+    `variant`, `revision`, `offline`, `trust_pickle`, and `config` for a single file; `pipeline`, a class of diffusers,
+    where the source does not tell the right one ("auto"); `dtype` float32, float16, bfloat16 or auto; `controlnets`, by
+    control type their sources; `lora_folder`, `max_loras`; `offload`, one network at a time on the device; `memory_gb`,
+    what all models together may use of the device for weights; `vae_tiling`, `vae_slicing`, `channels_last`;
+    `safety_checker`; `max_side`; `row_sizes`, see `MergedNetwork`.
 
     Params are the pipeline's own arguments, some under shorter names, and ours: see `requests.ask`.
     """

@@ -12,7 +12,7 @@ from pathlib import Path
 from core.errors import ModelFailed
 from core.model import read_spec
 from models.diffusion.memory import readable
-from models.diffusion.sources import find
+from models.diffusion.sources import configuration, find
 
 
 def main(files: Sequence[str]) -> int:
@@ -26,6 +26,8 @@ def main(files: Sequence[str]) -> int:
             source = find(options)
             if not options.get("trust_pickle"):
                 source.refuse_pickles()
+            if source.single_file:
+                configuration(source, options)
             for named in options.get("controlnets", {}).values():
                 find({**options, "source": named, "variant": None, "revision": None}, one_network=True)
             parts = ", ".join(f"{part} {readable(size)}" for part, size in source.sizes().items())

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from core.errors import ModelFailed
+from core.hearsay import hearsay
 from models.diffusion.qwen_processor import load_processor
-from models.diffusion.sources import Source, find
+from models.diffusion.sources import Source, configuration, find
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -40,16 +41,19 @@ def load_pipeline(source: Source, options: Mapping[str, Any], dtype: torch.dtype
         given |= {"safety_checker": None, "requires_safety_checker": False}
     try:
         if source.single_file:
-            pipeline = kind.from_single_file(str(source.path), **given, local_files_only=bool(options.get("offline")))
+            # With a folder for it nothing is asked of the hub; diffusers itself would do so in spite of `offline`.
+            config = str(configuration(source, options))
+            pipeline = kind.from_single_file(str(source.path), config=config, local_files_only=True, **given)
         else:
             if (source.path / "processor").is_dir() and "Qwen" in kind.__name__:
                 given["processor"] = load_processor(source.path)
             pipeline = kind.from_pretrained(source.path, variant=source.variant, local_files_only=True, **given)
     except ImportError as fault:
-        raise ModelFailed(f"a package is missing for {kind.__name__}: {_sentence(fault, source)}") from None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as fault:
-        why = _sentence(fault, source)
-        raise ModelFailed(f"'{source.path.name}' cannot be loaded as {kind.__name__}: {why}") from fault
+        raise ModelFailed(f"a package is missing for {kind.__name__}: {hearsay(fault)}") from None
+    except (ModelFailed, MemoryError):
+        raise
+    except Exception as fault:  # diffusers, transformers and safetensors have trees of their own
+        raise ModelFailed(f"'{source.path.name}' cannot be loaded as {kind.__name__}: {hearsay(fault)}") from fault
     _set_up(pipeline, options)
     return pipeline
 
@@ -60,9 +64,11 @@ def load_control_nets(options: Mapping[str, Any], dtype: torch.dtype) -> dict[st
     for kind, named in dict(options.get("controlnets") or {}).items():
         source = find({**options, "source": named, "variant": None, "revision": None}, one_network=True)
         try:
-            nets[str(kind).lower()] = _load_control_net(source, dtype)
-        except (OSError, ValueError, TypeError, KeyError) as fault:
-            raise ModelFailed(f"the ControlNet for '{kind}' cannot be loaded: {_sentence(fault, source)}") from fault
+            nets[str(kind).lower()] = _load_control_net(source, dtype, bool(options.get("offline")))
+        except MemoryError:
+            raise
+        except Exception as fault:
+            raise ModelFailed(f"the ControlNet for '{kind}' cannot be loaded: {hearsay(fault)}") from fault
     return nets
 
 
@@ -84,12 +90,13 @@ def _named_class(source: Source, options: Mapping[str, Any]) -> str:
     named = str(options.get("pipeline") or "auto")
     if named != "auto":
         return named
-    if source.single_file:
+    if source.single_file and not options.get("config"):
         raise ModelFailed(
             f"the file {source.path.name} does not tell which pipeline it is for; name diffusers' class as the model's "
-            "option 'pipeline', as in pipeline = \"StableDiffusionXLPipeline\""
+            "option 'pipeline', as in pipeline = \"StableDiffusionXLPipeline\", or a folder as 'config'"
         )
-    entry = source.index()["_class_name"]
+    told = Source(configuration(source, options)) if source.single_file else source
+    entry = told.index()["_class_name"]
     return str(entry[-1] if isinstance(entry, list) else entry)
 
 
@@ -105,13 +112,14 @@ def _class(name: str) -> Any:
     return kind
 
 
-def _load_control_net(source: Source, dtype: torch.dtype) -> Any:
+def _load_control_net(source: Source, dtype: torch.dtype, offline: bool) -> Any:
     import json
 
     import diffusers
 
     if source.single_file:
-        return diffusers.ControlNetModel.from_single_file(str(source.path), dtype=dtype).eval()
+        loaded = diffusers.ControlNetModel.from_single_file(str(source.path), dtype=dtype, local_files_only=offline)
+        return loaded.eval()
     config = json.loads((source.path / "config.json").read_text("utf-8"))
     kind = getattr(diffusers, str(config.get("_class_name")), diffusers.ControlNetModel)
     return kind.from_pretrained(source.path, dtype=dtype, use_safetensors=True, local_files_only=True).eval()
@@ -125,9 +133,3 @@ def _set_up(pipeline: Any, options: Mapping[str, Any]) -> None:
             getattr(vae, method)()
     if options.get("channels_last") and hasattr(pipeline, "unet"):
         pipeline.unet.to(memory_format=torch.channels_last)
-
-
-def _sentence(fault: BaseException, source: Source) -> str:
-    """The first line of what a library says, without the folder."""
-    line = (str(fault).strip().splitlines() or [type(fault).__name__])[0]
-    return line.replace(str(source.path), source.path.name)[:300]

@@ -2,7 +2,8 @@
 
 A source is a folder in diffusers' layout, one .safetensors file, a repository on the Hugging Face hub ("owner/name") or
 on ModelScope ("modelscope:owner/name", looked for in MODELSCOPE_CACHE first). Weights count as safe when they are
-.safetensors: pickles (.bin, .ckpt, .pt) run whatever code was put into them.
+.safetensors: pickles (.bin, .ckpt, .pt) run whatever code was put into them. How hubs are asked: `hubs.py`. A single
+file holds weights alone; sizes of layers and vocabularies come from a pipeline's configuration (`configuration`).
 """
 
 from __future__ import annotations
@@ -17,12 +18,10 @@ from typing import Any
 
 from core.errors import ModelFailed
 from core.tensorfile import TensorFile
+from models.diffusion import hubs
+from models.diffusion.hubs import INDEX, PICKLES, SAFE
 
-INDEX = "model_index.json"
 MODELSCOPE = "modelscope:"
-PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
-SAFE = ".safetensors"
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 WEIGHTS = re.compile(
     r"(?:diffusion_pytorch_model|model|pytorch_model)(?:\.(?P<before>[\w-]+?))?(?:-\d{5}-of-\d{5})?(?:\.(?P<after>\w+))?\.\w+"
 )
@@ -116,53 +115,45 @@ def find(
     if not named:
         raise ModelFailed("the model's option 'source' is missing: a folder, a .safetensors file or a hub id")
     if named.startswith(MODELSCOPE):
-        return Source(_modelscope(named.removeprefix(MODELSCOPE), options, environ), variant)
+        return Source(hubs.modelscope(named.removeprefix(MODELSCOPE), options, environ, one_network), variant)
     local = Path(named).expanduser()
     if local.exists():
         return Source(local, variant)
-    if not HUB_ID.fullmatch(named) or local.suffix in (SAFE, *PICKLES):
+    if not hubs.ID.fullmatch(named) or local.suffix in (SAFE, *PICKLES):
         raise ModelFailed(f"the model's source '{local.name}' is not there; bring the folder or file, or name a hub id")
-    return Source(_hub(named, variant, options, one_network), variant)
+    return Source(hubs.hugging_face(named, variant, options, one_network), variant)
 
 
-def _hub(name: str, variant: str | None, options: Mapping[str, Any], one_network: bool) -> Path:
-    from diffusers import DiffusionPipeline
-    from huggingface_hub import snapshot_download
-
-    offline = bool(options.get("offline"))
-    wanted: dict[str, Any] = {"revision": options.get("revision") or None, "local_files_only": offline}
+def configuration(source: Source, options: Mapping[str, Any]) -> Path:
+    """The folder with the configuration of a single file's pipeline: the option `config` (a folder in diffusers'
+    layout, of which the weights are not looked at, or a hub id), else that of the model that diffusers takes the
+    weights for, from the hub or its cache. Raises `ModelFailed`."""
+    named = str(options.get("config") or "").strip()
+    local = Path(named).expanduser()
+    if named and (local / INDEX).is_file():
+        return local
+    if named and (local.exists() or not hubs.ID.fullmatch(named)):
+        what = f"has no {INDEX}" if local.exists() else "is not there"
+        raise ModelFailed(f"the model's option 'config', '{local.name}', {what}; name a folder in diffusers' layout")
     try:
-        if one_network:
-            return Path(snapshot_download(name, allow_patterns=["config.json", f"diffusion_*{SAFE}"],
-                                          ignore_patterns=["*.fp16*"], **wanted))
-        safe = None if options.get("trust_pickle") else True
-        return Path(DiffusionPipeline.download(name, variant=variant, use_safetensors=safe, **wanted))
-    except (OSError, ValueError) as fault:
-        why = "it is not in the cache, and the option 'offline' is set" if offline else _first_line(fault)
-        raise ModelFailed(f"'{name}' cannot be had from the Hugging Face hub: {why}") from None
-
-
-def _modelscope(name: str, options: Mapping[str, Any], environ: Mapping[str, str]) -> Path:
-    """ModelScope's own folders, newest layout first; then its library, which writes to the same place."""
-    if not HUB_ID.fullmatch(name):
-        raise ModelFailed(f"'{name[:100]}' is no ModelScope id; it has the form owner/name")
-    cache = Path(environ.get("MODELSCOPE_CACHE") or "~/.cache/modelscope/hub").expanduser()
-    for spelling in (name, name.replace(".", "___")):
-        for folder in (cache / "models", cache / "hub" / "models", cache / "hub", cache):
-            if (folder / spelling / INDEX).is_file():
-                return folder / spelling
-    if options.get("offline"):
-        raise ModelFailed(f"'{name}' is not in ModelScope's cache, and the option 'offline' is set")
-    try:
-        from modelscope import snapshot_download
-    except ImportError:
+        return hubs.configuration(named or _usual_model(source), options)
+    except ModelFailed as fault:
         raise ModelFailed(
-            f"'{name}' is not in ModelScope's cache, and to download it the package is missing: pip install modelscope"
+            f"the configuration for {source.path.name} is missing: {fault.message}; or name a folder that has it (as "
+            "diffusers saves a pipeline, weights may be left out) as the model's option 'config'"
         ) from None
+
+
+def _usual_model(source: Source) -> str:
+    """The hub id of the model that weights of these names and shapes are usually of."""
+    from diffusers.loaders import single_file_utils
+
+    guess: Any = single_file_utils  # which has no types
     try:
-        return Path(snapshot_download(name, revision=options.get("revision") or None))
-    except Exception as fault:
-        raise ModelFailed(f"'{name}' cannot be had from ModelScope: {_first_line(fault)}") from None
+        weights = guess.load_single_file_checkpoint(str(source.path))
+        return str(guess.fetch_diffusers_config(weights)["pretrained_model_name_or_path"])
+    except Exception:  # damaged, empty, of no known kind: many errors, which loading it will tell of in its turn
+        raise ModelFailed("diffusers does not know weights of these names") from None
 
 
 def _size(file: Path, item_bytes: int | None) -> int:
@@ -177,6 +168,3 @@ def _size(file: Path, item_bytes: int | None) -> int:
         for tensor in tensors
     )
 
-
-def _first_line(fault: Exception) -> str:
-    return (str(fault).splitlines() or [type(fault).__name__])[0][:200]

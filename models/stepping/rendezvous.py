@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial, wraps
+from types import CodeType
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ import torch
 from greenlet import GreenletExit, getcurrent, greenlet
 from torch import Tensor, nn
 
+from core.errors import InvalidParameter
+from core.hearsay import hearsay
 from models.base import Output
 from models.stepping.contract import Lane, StepCall
 from models.stepping.merge import MergedNetwork
@@ -109,6 +112,9 @@ class SharedPipeline:
 class PipelineRun:
     """One call of a pipeline, as a coroutine (`StepRun`).
 
+    What a pipeline finds wrong with its arguments it says before it first asks its denoiser: a ValueError or TypeError
+    until then becomes `InvalidParameter` with its words, unless a network had raised it.
+
     `progress`: the fraction of its steps that are done, 0.0 to 1.0, where the pipeline tells. `preview`: the last
     picture of what is becoming of it (uint8 height x width x 3), for whoever takes it; None: nothing new.
     """
@@ -116,7 +122,8 @@ class PipelineRun:
     def __init__(self, pipeline: Any, arguments: dict[str, Any], finish: Callable[[Any], Output]) -> None:
         self._pipeline, self._arguments, self._finish = pipeline, arguments, finish
         self._greenlet: greenlet | None = None
-        self._closing = False
+        self._closing = self._checked = False
+        self._entry = inspect.unwrap(type(pipeline).__call__).__code__
         self._scheduler: Any = None
         self.progress = 0.0
         self.preview: np.ndarray | None = None
@@ -129,7 +136,8 @@ class PipelineRun:
         return self._go_on(self._greenlet.switch, answer)
 
     def throw(self, fault: BaseException, /) -> StepCall:
-        """The fault is raised where the pipeline waits."""
+        """The fault, a network's, is raised where the pipeline waits."""
+        self._checked = True
         if self._greenlet is None:
             self._greenlet = greenlet(self._work)
         return self._go_on(self._greenlet.throw, fault)
@@ -147,6 +155,7 @@ class PipelineRun:
         """The answer to a call, for stand-ins: everybody else goes on meanwhile."""
         if self._closing:
             raise GreenletExit
+        self._checked = self._checked or call.lane is Lane.DENOISE
         assert self._greenlet is not None and self._greenlet.parent is not None
         return self._greenlet.parent.switch(call)
 
@@ -191,7 +200,10 @@ class PipelineRun:
             asked = enter(*what)
         except BaseException as fault:
             self._forget()
+            refusal = None if self._checked else _refusal(fault, self._entry)
             traceback.clear_frames(fault.__traceback__)  # latents, which lie on the device; the lines stay for the log
+            if refusal is not None:
+                raise refusal from fault
             raise
         if isinstance(asked, StepCall):
             return asked
@@ -250,6 +262,16 @@ class _Vae(_StandIn):
     def _wait(self, method: str, first: Tensor, *args: Any, **kwargs: Any) -> Any:
         first = first.to(self.dtype)  # the VAE may have been brought to another precision
         return self._stand_in_run.ask(self._stand_in_methods[method].call((first, *args), kwargs))
+
+
+def _refusal(fault: BaseException, entry: CodeType) -> InvalidParameter | None:
+    """What a pipeline says of its arguments, for whoever sent them. That it has no such argument is our own mistake,
+    and raised where it is called: its own code, `entry`, was never reached."""
+    if not isinstance(fault, ValueError | TypeError):
+        return None
+    if not any(frame.f_code is entry for frame, _ in traceback.walk_tb(fault.__traceback__)):
+        return None
+    return InvalidParameter(f"the model does not take this request: {hearsay(fault)}")
 
 
 def _leave_the_models() -> None:

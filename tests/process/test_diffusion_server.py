@@ -29,7 +29,9 @@ EDITS = [{"num_inference_steps": 20 + 5 * n, "seed": n, "true_cfg_scale": 2.0 + 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     folder = tmp_path_factory.mktemp("diffusion")
-    flags = ("--models-folder", str(write_specs(folder / "models")), "--restart-backoff", "50ms")
+    imagen = "enhance=sd15,style_comic=sd15,style_aged=sd15"
+    flags = ("--models-folder", str(write_specs(folder / "models")), "--restart-backoff", "50ms",
+             "--imagen-models", imagen)
     with running(folder / "outputs", *flags, devices="cpu:1", models="qwen-image-edit,sd15") as started:
         yield started
 
@@ -251,6 +253,32 @@ def test_a_job_s_previews_are_in_its_event_stream(server: RunningServer) -> None
     assert "event: preview" in shown and "event: preview" not in silent
     line = next(line for line in shown.partition("event: preview")[2].splitlines() if line.startswith("data:"))
     assert pixels(base64.b64decode(json.loads(line[5:])["jpeg"])).shape == (SIDE, SIDE, 3)
+
+
+def imagen(server: RunningServer, route: str, **fields: Any) -> tuple[np.ndarray, int]:
+    """What imagen's client gets for its picture, and the seed that was drawn for it."""
+    files = {"file": ("a.png", photo(1, SIDE, SIDE), "image/png")}
+    answer = server.client.post(f"/api/v1/images/{route}", files=files, data=fields)
+    assert answer.status_code == 200, answer.text
+    told = server.wait_job(answer.json()["job_id"])
+    assert told["state"] == "succeeded", told
+    picture = pixels(server.get(f"/api/v1/jobs/{told['id']}/result").content)
+    return picture, told["facts"]["seed"]
+
+
+@pytest.mark.parametrize(("route", "words", "steps"), [
+    ("style/comic", "a cat, ghibli style, comic, cartoon, vibrant colors", 30),
+    ("enhance", "a cat", 20),
+])  # fmt: skip
+def test_imagen_s_prompt_and_strength_are_the_diffusion_model_s(
+    server: RunningServer, route: str, words: str, steps: int
+) -> None:
+    picture, seed = imagen(server, route, prompt="a cat", strength="0.4", guidance_scale="9")
+    files = [("image", ("a.png", photo(1, SIDE, SIDE), "image/png"))]
+    same = {"prompt": words, "strength": "0.4", "guidance": "9", "steps": str(steps), "seed": str(seed)}
+    assert alike(picture, drawn(server, send(server, files, **same)))
+    for changed in ({"prompt": "a dog"}, {"strength": "0.8"}, {"guidance": "3"}):
+        assert not alike(picture, drawn(server, send(server, files, **{**same, **changed})))
 
 
 def test_imagegenx_draws_fills_and_follows_edges(server: RunningServer) -> None:

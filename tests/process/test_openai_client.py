@@ -121,6 +121,29 @@ def test_the_classical_edit_is_there_when_it_is_named(client: openai.OpenAI) -> 
     assert np.ptp(after.astype(int), axis=2).max() < 16 < np.ptp(pixels(photo(1)).astype(int), axis=2).max()
 
 
+def test_a_transparent_background(client: openai.OpenAI) -> None:
+    answer = client.images.edit(image=("a.png", photo(1)), prompt="x", background="transparent", output_format="webp")
+    assert answer.data and answer.background == "transparent"
+    image = Image.open(io.BytesIO(base64.b64decode(answer.data[0].b64_json or "")))
+    assert (image.mode, image.format, image.size) == ("RGBA", "WEBP", (48, 32))
+    events = list(client.images.generate(prompt="x", size="48x32", background="transparent", stream=True))
+    assert events[-1].type == "image_generation.completed" and events[-1].background == "transparent"
+    assert Image.open(io.BytesIO(base64.b64decode(events[-1].b64_json))).mode == "RGBA"
+    kept = client.images.generate(prompt="x", size="48x32", background="transparent", response_format="url")
+    assert kept.data and Image.open(io.BytesIO(httpx.get(kept.data[0].url or "").content)).mode == "RGBA"
+    with pytest.raises(openai.BadRequestError, match="png or webp") as refused:
+        client.images.generate(prompt="x", background="transparent", output_format="jpeg")
+    assert refused.value.param == "background"
+
+
+def test_too_many_images_are_a_bad_request(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="17 images were sent") as refused:
+        client.images.edit(image=[(f"{number}.png", photo(number)) for number in range(17)], prompt="x")
+    assert refused.value.param == "image"
+    with pytest.raises(openai.BadRequestError, match="n=1"):
+        client.images.generate(prompt="x", n=2, stream=True)
+
+
 def test_a_stream(client: openai.OpenAI, server: RunningServer) -> None:
     events = list(client.images.generate(prompt="a tree", stream=True, partial_images=2, extra_body={"seed": 9}))
     last = events[-1]

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusion_kit import build, folder_of, images, item, model, only, same
+from diffusion_kit import build, folder_of, item, model, only, same
 
 from core.errors import ModelFailed
 from models.diffusion import sources
-from models.diffusion.sources import Source, find
+from models.diffusion.sources import Source
 
 
 @pytest.fixture
@@ -86,34 +86,6 @@ def test_a_missing_package_is_named(monkeypatch, copied):
 
     monkeypatch.setattr(diffusers.StableDiffusionPipeline, "from_pretrained", lacking)
     assert "package is missing" in refusal(copied) and "sentencepiece" in refusal(copied)
-
-
-def test_a_single_file_needs_its_pipelines_name(tmp_path):
-    file = tmp_path / "all.safetensors"
-    file.write_bytes((8).to_bytes(8, "little") + b"{}      ")
-    assert "which pipeline" in refusal(file)
-    assert "cannot be loaded" in refusal(file, pipeline="StableDiffusionPipeline", offline=True)
-
-
-@pytest.mark.parametrize("layout", ["models/Qwen/Tiny-1___5", "hub/Qwen/Tiny-1.5", "Qwen/Tiny-1___5"])
-def test_modelscopes_cache_is_found_where_its_variable_says(tmp_path, layout, monkeypatch):
-    shutil.copytree(folder_of("sd15"), tmp_path / layout)
-    environ = {"MODELSCOPE_CACHE": str(tmp_path)}
-    assert find({"source": "modelscope:Qwen/Tiny-1.5"}, environ).path == tmp_path / layout
-    monkeypatch.setenv("MODELSCOPE_CACHE", str(tmp_path))
-    assert images(build("sd15", source="modelscope:Qwen/Tiny-1.5"), item())[0].shape == (64, 64, 3)
-    for named, about in (("Qwen/Other", "'offline' is set"), ("../../etc", "no ModelScope id")):
-        with pytest.raises(ModelFailed, match=about):
-            find({"source": f"modelscope:{named}", "offline": True}, environ)
-    with pytest.raises(ModelFailed, match="pip install modelscope"):
-        find({"source": "modelscope:Qwen/Other"}, environ)
-
-
-def test_a_hub_id_is_looked_for_in_the_cache_when_offline(tmp_path, monkeypatch):
-    import huggingface_hub.constants
-
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    assert "'offline' is set" in refusal("owner/tiny", offline=True)
 
 
 def test_variants_are_chosen_and_their_absence_told(copied):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,61 @@ async def test_what_does_not_fit_is_named(server: Server, fields: dict[str, Any]
     assert answer.status_code == 400
     assert error(answer)["param"] == param and error(answer)["type"] == "invalid_request_error"
     assert not server.ran and server.engine.snapshot()["jobs"]["total"] == 0
+
+
+async def test_a_stream_is_of_one_image_as_there(server: Server) -> None:
+    assert error(await generate(server, stream=True, n=2))["message"] == "Streaming is only supported with n=1."
+
+
+async def send_images(server: Server, count: int, mask: bool = False, **fields: Any) -> httpx.Response:
+    files = [("image[]", (f"{number}.png", png(), "image/png")) for number in range(count)]
+    files += [("mask", ("mask.png", png(), "image/png"))] if mask else []
+    return await server.client.post("/v1/images/edits", files=files, data={"prompt": "x", **fields})
+
+
+@pytest.mark.parametrize("count", [17, 18, 19, 40])
+async def test_more_than_sixteen_images_are_a_bad_request(server: Server, count: int) -> None:
+    answer = await send_images(server, count)
+    assert answer.status_code == 400 and error(answer)["type"] == "invalid_request_error"
+    if count <= 18:
+        assert error(answer)["param"] == "image" and f"{count} images were sent" in error(answer)["message"]
+    url = f"data:image/png;base64,{base64.b64encode(png()).decode()}"
+    body = {"prompt": "x", "images": [{"image_url": url}] * count}
+    answer = await server.client.post("/v1/images/edits", json=body)
+    assert answer.status_code == 400 and error(answer)["param"] == "image"
+    assert not server.ran
+
+
+async def test_more_images_than_the_models_take_are_a_bad_request(server: Server) -> None:
+    answer = await send_images(server, 16, mask=True)
+    assert answer.status_code == 400 and error(answer)["param"] == "image"
+    most = 1 + server.engine.catalogue["repaint"].parts["reference"][1]
+    assert f"take {most} at most" in error(answer)["message"]
+    assert (await send_images(server, most)).status_code == 200
+
+
+async def test_sixteen_images_and_a_mask_fit_where_the_model_takes_them(tmp_path: Path) -> None:
+    text = (TEST_MODELS / "repaint.toml").read_text()
+    models = tmp_path / "models"
+    models.mkdir()
+    (models / "many.toml").write_text(re.sub(r"reference = \[0, \d+\]", "reference = [0, 15]", text))
+    async with serve(tmp_path, models_folder=models, models=("many",)) as server:
+        assert (await send_images(server, 16, mask=True)).status_code == 200
+        assert [part.role for part in server.ran[0].images].count("reference") == 15
+
+
+async def test_a_transparent_background_is_cut_out_by_a_second_job(tmp_path: Path) -> None:
+    models = {"models_folder": TEST_MODELS, "models": ("paint", "background_remove")}
+    async with serve(tmp_path, work=lambda item, data: png(), **models) as server:
+        answer = await generate(server, n=2, background="transparent", output_format="webp", size="64x48")
+        assert answer.status_code == 200 and answer.json()["background"] == "transparent"
+        ran = [(batch.model, item) for worker in server.pool.workers.values() for batch in worker.ran
+               for item in batch.items]
+        assert sorted(model for model, _ in ran) == ["background_remove"] * 2 + ["paint"] * 2
+        assert {item.format.format for model, item in ran if model == "paint"} == {"png"}, "nothing is lost between"
+        assert {item.format.format for model, item in ran if model != "paint"} == {"webp"}
+        refused = await generate(server, background="transparent", output_format="jpeg")
+        assert refused.status_code == 400 and error(refused)["param"] == "background"
 
 
 async def test_nulls_and_fields_without_effect_are_taken(server: Server) -> None:

@@ -10,7 +10,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from step_kit import CPU, Desk, alone, of, picture, stock
 from torch import nn
 
-from core.errors import Cancelled
+from core.errors import Cancelled, InvalidParameter
 from models.base import Item, Output
 from models.diffusion.qwen_processor import load_processor
 from models.stepping.columns import Alone, OnePerSample, OneShape, Private, Samples, Shared
@@ -120,9 +120,9 @@ def test_a_closed_run_leaves_and_is_refused_further_calls(stubborn):
     assert Pipeline.cleaned_up == []
 
 
-def test_a_pipelines_own_fault_comes_out():
+def test_what_a_pipeline_says_of_its_arguments_comes_out():
     run = start(steps=None)
-    with pytest.raises(TypeError):
+    with pytest.raises(InvalidParameter, match="NoneType"):
         run.send(None)
 
 

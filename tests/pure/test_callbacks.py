@@ -1,0 +1,186 @@
+"""Callbacks to real hosts: bounded, fair to quick ones, tried again, not lost without a word when the server stops."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from api import callbacks, fetch
+from api.callbacks import Callbacks
+from engine import engine as engine_module
+from tests.pure.dialect_kit import Server, png, serve, until
+from tests.pure.engine_kit import TEST_MODELS
+
+TAKEN = b"HTTP/1.1 204 No Content\r\ncontent-length: 0\r\n\r\n"
+BUSY = b"HTTP/1.1 503 Busy\r\ncontent-length: 0\r\n\r\n"
+
+
+class Receiver:
+    """A host of many addresses (127.0.0.1, 127.0.0.2, ...) that answers when `free` is set: what it hears, and how many
+    wait for its answer at once, in all and at each address."""
+
+    def __init__(self) -> None:
+        self.free = asyncio.Event()
+        self.answer = TAKEN
+        self.heard: list[bytes] = []
+        self.now: Counter[str] = Counter()
+        self.most, self.most_of_one = 0, 0
+        self.port = 0
+
+    def url(self, address: int = 1) -> str:
+        return f"http://127.0.0.{address}:{self.port}/told"
+
+    async def hear(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = int(head.lower().partition(b"content-length: ")[2].split(b"\r")[0])
+        body = await reader.readexactly(length)
+        self.heard.append(body)
+        name = writer.get_extra_info("sockname")[0]
+        self.now[name] += 1
+        self.most, self.most_of_one = max(self.most, self.now.total()), max(self.most_of_one, *self.now.values())
+        try:
+            await self.free.wait()
+            writer.write(self.answer)
+            await writer.drain()
+        finally:
+            self.now[name] -= 1
+            writer.close()
+
+
+@asynccontextmanager
+async def listening() -> AsyncIterator[Receiver]:
+    made = Receiver()
+    server = await asyncio.start_server(made.hear, "0.0.0.0", 0)  # all of 127.0.0.x
+    made.port = server.sockets[0].getsockname()[1]
+    try:
+        yield made
+    finally:
+        made.free.set()
+        server.close()
+
+
+@pytest.fixture
+async def receiver() -> AsyncIterator[Receiver]:
+    async with listening() as made:
+        yield made
+
+
+def made() -> tuple[Callbacks, asyncio.Future[None]]:
+    leaving = asyncio.get_running_loop().create_future()
+    return Callbacks("any", lambda: leaving), leaving
+
+
+async def test_so_many_at_a_time_and_few_to_one_host(receiver: Receiver) -> None:
+    sender, _ = made()
+    sent = [asyncio.create_task(sender.send(receiver.url(1 + number % 20), b"%d" % number)) for number in range(200)]
+    await until(lambda: receiver.now.total() == callbacks.MOST)
+    for _ in range(20):  # and no more come
+        await asyncio.sleep(0.001)
+    assert sender.under_way == 200 and receiver.now.total() == callbacks.MOST
+    receiver.free.set()
+    assert all(await asyncio.gather(*sent))
+    assert receiver.most == callbacks.MOST and receiver.most_of_one <= callbacks.MOST_OF_HOST
+    assert sorted(map(int, receiver.heard)) == list(range(200)) and sender.under_way == 0 and not sender._hosts
+
+
+async def test_a_host_that_hangs_keeps_only_its_own_waiting(receiver: Receiver) -> None:
+    sender, _ = made()
+    slow = [asyncio.create_task(sender.send(receiver.url(), b"slow")) for _ in range(100)]
+    await until(lambda: receiver.now.total() == callbacks.MOST_OF_HOST)
+    async with listening() as quick:
+        quick.free.set()
+        assert all(await asyncio.gather(*(sender.send(quick.url(), b"quick") for _ in range(50))))
+    assert receiver.now.total() == callbacks.MOST_OF_HOST and not any(task.done() for task in slow)
+    receiver.free.set()
+    assert all(await asyncio.gather(*slow))
+
+
+async def test_a_host_that_is_busy_is_asked_again(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(callbacks, "PAUSES", (0.001, 0.001, 0.001))
+    sender, _ = made()
+    receiver.free.set()
+    receiver.answer = BUSY
+    assert not await sender.send(receiver.url(), b"{}") and len(receiver.heard) == 4
+    receiver.answer = BUSY.replace(b"503", b"410")
+    assert not await sender.send(receiver.url(), b"{}") and len(receiver.heard) == 5, "it will never take it"
+
+
+async def test_who_pauses_holds_no_turn(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(callbacks, "PAUSES", (1000.0,))
+    sender, leaving = made()
+    receiver.free.set()
+    receiver.answer = BUSY
+    paused = [asyncio.create_task(sender.send(receiver.url(), b"{}")) for _ in range(callbacks.MOST_OF_HOST * 3)]
+    await until(lambda: len(receiver.heard) == len(paused))
+    receiver.answer = TAKEN
+    assert await sender.send(receiver.url(), b"{}")
+    leaving.set_result(None)  # now nobody pauses any more: one last try
+    assert all(await asyncio.gather(*paused))
+
+
+async def test_after_the_last_try_it_is_given_up(receiver: Receiver) -> None:
+    sender, leaving = made()
+    leaving.set_result(None)
+    receiver.free.set()
+    receiver.answer = BUSY
+    assert not await sender.send(receiver.url(), b"{}") and len(receiver.heard) == 1
+
+
+async def test_no_more_wait_than_a_bound(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(callbacks, "MOST_WAITING", 3)
+    sender, _ = made()
+    sent = [asyncio.create_task(sender.send(receiver.url(), b"{}")) for _ in range(3)]
+    await until(lambda: sender.under_way == 3)
+    assert not await sender.send(receiver.url(), b"{}")
+    receiver.free.set()
+    assert all(await asyncio.gather(*sent))
+
+
+async def generate(server: Server, url: str) -> str:
+    answer = await server.client.post("/api/v1/image/generate", json={"text": "x", "callback_url": url})
+    assert answer.status_code == 200, answer.text
+    return str(answer.json()["data"]["task_id"])
+
+
+def whole(folder: Path) -> Any:
+    settings = {"models_folder": TEST_MODELS, "models": ("paint",), "fetch": "any"}
+    return serve(folder, work=lambda item, data: png(), **settings)
+
+
+async def test_a_stop_waits_for_what_is_under_way(receiver: Receiver, tmp_path: Path) -> None:
+    async with whole(tmp_path) as server:
+        task = await generate(server, receiver.url())
+        await until(lambda: bool(receiver.heard))
+        stop = asyncio.create_task(server.engine.stop(0.0))
+        await until(lambda: server.engine.draining)
+        assert not stop.done()
+        receiver.free.set()
+        await stop
+    assert task.encode() in receiver.heard[0] and b'"success"' in receiver.heard[0]
+    assert len(receiver.heard) == 1
+
+
+async def test_what_a_stop_gives_up_is_in_the_log(
+    receiver: Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(engine_module, "LAST_WORDS", 0.05)
+    async with whole(tmp_path) as server:
+        await generate(server, receiver.url())
+        await until(lambda: bool(receiver.heard))
+        await server.engine.stop(0.0)
+    assert "a callback was given up" in capsys.readouterr().out
+
+
+async def test_who_is_in_a_hurry_waits_for_nobody(receiver: Receiver, tmp_path: Path) -> None:
+    async with whole(tmp_path) as server:
+        await generate(server, receiver.url())
+        await until(lambda: bool(receiver.heard))
+        server.engine.hurry()
+        await server.engine.stop(1000.0)
+    assert fetch.CALLBACK_SECONDS < engine_module.LAST_WORDS, "one try fits into what a stop waits at least"
