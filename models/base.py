@@ -68,6 +68,9 @@ class Adapter(ABC):
     def warm_up(self) -> None:  # noqa: B027
         """Run once so that the first request does not pay for lazy initialisation."""
 
+    def close(self) -> None:  # noqa: B027
+        """It will not run any more: give back what would not go by itself. Also called where `load` has failed."""
+
     @abstractmethod
     def run(self, items: Sequence[Item]) -> Sequence[Output | Exception]:
         """Outputs in the items' order, also of those already handed over (`Item.done`); an exception in place of one

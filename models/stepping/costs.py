@@ -9,7 +9,7 @@ nor memory leaps.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
 KEPT_KEYS = 1_024
@@ -117,6 +117,11 @@ class StepCosts:
         self._curves[key] = curve
         curve.learn(rows, max(seconds, 1e-9))
 
+    def forget(self, gone: Callable[[object], bool]) -> None:
+        """Nothing is kept of keys that hold a part of which `gone` is true."""
+        for key in [key for key in self._curves if mentions(key, gone)]:
+            del self._curves[key]
+
     def check(self) -> None:
         """Raises AssertionError when an invariant does not hold."""
         assert len(self._curves) <= self._kept_keys
@@ -126,3 +131,8 @@ class StepCosts:
 
     def __repr__(self) -> str:
         return f"StepCosts({len(self._curves)} keys)"
+
+
+def mentions(key: object, part: Callable[[object], bool]) -> bool:
+    """Whether `part` is true of the key or, where it is a tuple, of anything in it."""
+    return part(key) or (isinstance(key, tuple) and any(mentions(one, part) for one in key))

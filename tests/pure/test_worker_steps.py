@@ -263,6 +263,6 @@ def test_a_job_without_an_image_is_drawn_on_its_canvas(bench):
 
 
 def test_a_model_said_to_be_stepped_that_is_not_fails_its_jobs_with_a_word(bench):
-    bench.session._adapters["adder"] = Stub({}, torch.device("cpu"))
+    bench.session._models._loaded["adder"] = Stub({}, torch.device("cpu"))
     bench.send(bench.order("a"))
     assert bench.answers("a")["a"].error.code == "model_failed"
