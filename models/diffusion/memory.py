@@ -158,6 +158,22 @@ def refuse_too_large(sizes: dict[str, int], budget: int, offload: bool) -> None:
     )
 
 
+def available() -> int:
+    """Bytes of the host's memory that are free, or can be made so."""
+    return int(psutil.virtual_memory().available)
+
+
+def refuse_without_room(sizes: dict[str, int], free: int) -> None:
+    """Raises `OutOfMemory` with the numbers when networks of these sizes, in bytes, would fill the host's memory, of
+    which so much is free: the kernel would end the process in the middle of loading them."""
+    whole = sum(sizes.values())
+    if whole > free:
+        raise OutOfMemory(
+            f"its weights need {readable(whole)} of the host's memory, of which {readable(free)} are free; offer fewer "
+            "models, have fewer stay loaded (--loaded-models), or choose a 'dtype' of fewer bits"
+        )
+
+
 def readable(size: int) -> str:
     """A number of bytes for people."""
     return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"

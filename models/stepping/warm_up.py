@@ -201,15 +201,16 @@ def _together(
         ends.append(end)
 
     stepper = Stepper(device, cast(StepBatcher, fixed), StepEvents(ended), clock)
-    for number in range(width):
-        run, remaining = start()
-        stepper.join(number, run, priority=2, remaining=remaining, cancelled=lambda: over)
-    while stepper.busy and not fixed.refused and clock() < until and not (width > 1 and fixed.enough):
-        stepper.advance()
-    stepper.settle()
-    over = True
-    while stepper.busy:
-        stepper.advance()
+    with torch.no_grad():  # the caller's own setting comes back
+        for number in range(width):
+            run, remaining = start()
+            stepper.join(number, run, priority=2, remaining=remaining, cancelled=lambda: over)
+        while stepper.busy and not fixed.refused and clock() < until and not (width > 1 and fixed.enough):
+            stepper.advance()
+        stepper.settle()
+        over = True
+        while stepper.busy:
+            stepper.advance()
     if not fixed.enough:
         for end in _faults(ends):
             raise end

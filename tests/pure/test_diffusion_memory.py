@@ -171,7 +171,7 @@ class ByTurns(Fifo):
         super().__init__()
         self.served: list[int] = []
 
-    def next(self, now, welcome=None):
+    def next(self, welcome=None):
         rather = [one for one in self.waiting if welcome(one)] or self.waiting
         chosen = max(rather, key=lambda one: self.served[::-1].index(one.run) if one.run in self.served else 99)
         self.served.append(chosen.run)
