@@ -31,7 +31,7 @@ class Boot:
     arena_bytes: int
     warm_up: bool = True
     log_level: str = "info"
-    boot_timeout: float = 600.0  # seconds until the worker must be ready
+    boot_timeout: float = 600.0  # seconds until the worker must be ready, or a model be loaded that a batch needs
     loaded_models: int = 0  # most that stay loaded beside the preloaded ones; 0: any number
 
 

@@ -24,7 +24,7 @@ from workers.messages import Boot, Loading, Progress
 from workers.session_steps import Steps
 
 LONGEST = 120.0  # seconds that one model's forwards may be measured
-SHARE = 0.5  # of what is left of the time for booting that one model's warm-up may take
+SHARE = 0.5  # of what is left of the time for booting that they may be measured
 
 
 class Models:
@@ -109,25 +109,24 @@ class Models:
     def _load(self, spec: ModelSpec) -> Adapter:
         module, _, name = spec.adapter.partition(":")
         adapter: Adapter = getattr(importlib.import_module(module), name)(spec.options, self._device)
+        since = self._born if self._booting else time.time()
         try:
             adapter.load()
             if self._boot.warm_up:
                 adapter.warm_up()
-                self._measure(adapter, spec)
+                self._measure(adapter, spec, since)
         except BaseException:
             self._steps.forget(adapter)
             _close(adapter)
             raise
         return adapter
 
-    def _measure(self, adapter: Adapter, spec: ModelSpec) -> None:
-        """A stepped model's forwards, for as long as there is time."""
-        if not spec.stepped:
-            return
-        left = LONGEST
-        if self._booting:
-            left = min(left, SHARE * (self._boot.boot_timeout - (time.time() - self._born)))
-        self._steps.measure(adapter, spec, time.monotonic() + left, self._tell)
+    def _measure(self, adapter: Adapter, spec: ModelSpec, since: float) -> None:
+        """A stepped model's forwards, for as long as there is time. What takes longer than booting may, counted from
+        `since`, is taken to hang; other models may have to load, too."""
+        if spec.stepped:
+            left = SHARE * (self._boot.boot_timeout - (time.time() - since))
+            self._steps.measure(adapter, spec, time.monotonic() + min(LONGEST, left), self._tell)
 
     def _tell(self, what: str) -> None:
         if self._booting:

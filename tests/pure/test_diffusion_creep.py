@@ -13,35 +13,10 @@ from diffusion_kit import CPU, build, images, item, model, same
 from torch import nn
 
 from models.diffusion import adapter
-from models.diffusion.memory import DeviceMemory, HostedModule, sizes_of
+from models.diffusion.memory import DeviceMemory, sizes_of
+from tests.diffusion_models import Copied
 
 WARM, SWITCHES = 100, 1000
-
-
-class Copied(HostedModule):
-    """On a CPU nothing travels. Here weights that come are a copy, which is given back when they leave; the forward of
-    a network whose weights are away raises, since they have no shape."""
-
-    def __init__(self, module: nn.Module, device: torch.device) -> None:
-        super().__init__(module, device)
-        self.host: dict[torch.Tensor, torch.Tensor] = {}
-        self.drop()
-
-    def size(self) -> int:
-        return sum(tensor.numel() * tensor.element_size() for tensor in (*self.host.values(), *self._here()))
-
-    def bring(self, keep: bool) -> None:
-        for tensor in self._tensors():
-            if tensor in self.host:
-                tensor.data = self.host[tensor].clone()
-
-    def drop(self) -> None:
-        for tensor in self._tensors():
-            self.host.setdefault(tensor, tensor.data)
-            tensor.data = tensor.data.new_empty(0)
-
-    def _here(self) -> list[torch.Tensor]:
-        return [tensor for tensor in self._tensors() if tensor not in self.host]
 
 
 def allocated() -> int:
