@@ -43,7 +43,7 @@ class Diffusion(StepAdapter):
             source.refuse_pickles()
         self._memory = memory_of(self.device)
         if gigabytes := float(self.options.get("memory_gb") or 0):
-            self._memory.residency.budget = min(self._memory.residency.budget, int(gigabytes * 1e9))
+            self._memory.bound(self, int(gigabytes * 1e9))
         dtype = loading.dtype_of(self.options, self.device)
         sizes = source.sizes(dtype.itemsize)
         self._refuse_too_large(sizes)
@@ -77,6 +77,8 @@ class Diffusion(StepAdapter):
         """The device's memory lets go of its weights."""
         for module in self.__dict__.pop("_entered", []):
             self._memory.leave(module)
+        if "_memory" in self.__dict__:
+            self._memory.bound(self, None)
         self.__dict__.pop("_shared", {}).clear()
 
     def owns(self, part: object) -> bool:

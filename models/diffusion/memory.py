@@ -77,6 +77,15 @@ class DeviceMemory:
         self.residency = Residency(budget)
         self._clock, self._host = clock, host
         self._modules: dict[Hashable, HostedModule] = {}
+        self._whole, self._bounds = budget, dict[int, int]()
+
+    def bound(self, model: object, budget: int | None) -> None:
+        """As long as that model is loaded, there are so many bytes at most; None: it has nothing more to say."""
+        if budget is None:
+            self._bounds.pop(id(model), None)
+        else:
+            self._bounds[id(model)] = budget
+        self.residency.budget = min((self._whole, *self._bounds.values()))
 
     def enter(self, module: nn.Module) -> None:
         """Have the module's weights looked after, or, if they are, measured anew. Raises `OutOfMemory` when they are

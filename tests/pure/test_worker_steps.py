@@ -19,6 +19,7 @@ from core.model import read_spec
 from core.request import ImagePart, OutputFormat
 from models.stub import Stub
 from tests import step_model
+from workers import codecs
 from workers.arena import Arena
 from workers.channel import Frames, WorkerEnd, pack
 from workers.messages import (
@@ -35,6 +36,7 @@ from workers.messages import (
     RunItem,
     StepReport,
     Stop,
+    Stuck,
 )
 from workers.session import Session
 from workers.session_steps import small_jpeg
@@ -226,6 +228,24 @@ def test_previews_come_only_when_they_are_asked_for_and_seldom(bench):
 def test_a_large_preview_is_made_small():
     picture = Image.open(io.BytesIO(small_jpeg(np.zeros((700, 1500, 3), np.uint8))))
     assert max(picture.size) <= 512 and picture.format == "JPEG"
+
+
+def test_a_codec_thread_that_is_kept_for_too_long_is_told_while_others_step(bench, monkeypatch):
+    kept, let_go, decode = png(7, width=20, height=10), threading.Event(), codecs.decode
+
+    def slow(data, *args, **more):
+        if bytes(data) == kept:
+            let_go.wait(20)
+        return decode(data, *args, **more)
+
+    monkeypatch.setattr(codecs, "decode", slow)
+    bench.session._specs["adder"] = replace(bench.adder, timeout=0.2)
+    bench.send(bench.order("good", steps=400), bench.order("stuck", data=kept))
+    bench.hear(lambda said: Stuck(2) in said)
+    let_go.set()
+    done = bench.answers("good", "stuck")
+    assert not done["good"].error and not done["stuck"].error
+    assert [message for message in bench.said if isinstance(message, Stuck)] == [Stuck(2)], "once, and only of that one"
 
 
 def test_an_urgent_job_goes_first_and_the_parked_one_is_told_and_goes_on(bench, monkeypatch):
