@@ -174,7 +174,7 @@ class Scheduler:
             batch = worker.loading[0]
             why = f"model '{batch.group.group.model}' was not loaded within {self.config.load_timeout:.1f} s"
         elif worker.stuck is not None:
-            (job,) = worker.stuck.jobs or ("",)
+            job = next(iter(worker.stuck.jobs), "gone")
             why = f"the image of job {job} kept a thread for longer than {worker.stuck.patience:.1f} s"
         elif worker.batches and worker.hangs == worker.batches[0].hangs + worker.seats.patience:
             batch = worker.batches[0]
@@ -237,6 +237,7 @@ class Scheduler:
         batch.group.running -= batch.size
         if worker.loading is not None and worker.loading[0] is batch:
             worker.loading = None
+            worker.seats.halt(False, self.now)
         if batch in worker.seats:
             worker.seats.leave(batch, self.now)
             self.roster.file(worker)
@@ -296,7 +297,9 @@ class Scheduler:
         if batch.group.group.stepped:
             known, seconds = batch.warm, batch.share
         else:
-            known, seconds = model in worker.loaded, seconds if seconds > 0 else self.now - (batch.started or self.now)
+            known, whole = model in worker.loaded, self.now - (batch.started or self.now)
+            if not known or seconds <= 0:  # the worker's own count holds the time for loading, too
+                seconds = min(seconds, whole) if seconds > 0 else whole
         if known or not curve.count:
             worker.pace = learn(curve, worker.pace, batch.cost, seconds)
             worker.measured, worker.doubted = self.now, False
@@ -359,13 +362,10 @@ class Scheduler:
         if batch is None:
             return
         worker = batch.worker
-        if event.done:
-            worker.loading = None
-            worker.seats.sign = self.now
-            if worker.batches:
-                worker.batches[0].started = self.now
-        else:
-            worker.loading = batch, self.now + self.config.load_timeout
+        worker.loading = None if event.done else (batch, self.now + self.config.load_timeout)
+        worker.seats.halt(not event.done, self.now)
+        if event.done and worker.batches:
+            worker.batches[0].started = self.now
         self.roster.file(worker)
 
     def _stepped(self, event: events.Stepped) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from scheduler_kit import STEPPED, Play, of
+from scheduler_kit import SMALL, STEPPED, Play, of
 
 from scheduler.commands import Requeue, Restart
 from scheduler.events import Loading, Stuck
@@ -63,6 +63,21 @@ def test_a_worker_that_dies_while_it_loads_is_held_against_who_wanted_the_model(
     assert play.scheduler.roster.workers["a"].loading is None
 
 
+def test_what_is_learnt_of_time_holds_no_loading():
+    play = Play("a")
+    play.submit("steps", group=STEPPED)
+    play.submit("plain")
+    steps = play.scheduler.jobs["steps"].batch
+    play.load("a", "plain", after=1.0)
+    play.submit("later", group=STEPPED, after=30.0)
+    play.load("a", "plain", done=True, after=70.0)
+    play.finish("a", seconds=102.0, after=2.0)
+    assert play.scheduler.roster.workers["a"].pace == 1.0
+    assert play.scheduler.backlog.group(SMALL).curve.seconds(1.0) == pytest.approx(2.0)
+    play.stand_up("a", "steps")
+    assert steps.share == pytest.approx(1.0 + 2.0 / 2)
+
+
 def test_loading_that_is_told_of_a_former_life_or_of_no_batch_changes_nothing():
     play = Play("a")
     play.submit("one", timeout=10.0)
@@ -93,6 +108,17 @@ def test_a_job_whose_image_keeps_a_thread_costs_the_worker_and_is_blamed_alone()
     assert not of(play.stick("a", "stuck"), Restart), "once is enough"
     play.die("a")
     assert deaths(play) == {"good": 0, "stuck": 1, "plain": 0}
+
+
+def test_a_worker_that_says_so_of_an_ordinary_batch_is_believed():
+    play = Play("a")
+    play.submit("one")
+    play.submit("two", "three")
+    play.finish("a")
+    (restart,) = of(play.stick("a", "two"), Restart)
+    assert "the image of job two" in restart.why
+    play.die("a")
+    assert deaths(play) == {"two": 1, "three": 1}
 
 
 def test_one_that_does_so_again_and_again_is_found_out_and_its_company_ends_well():
