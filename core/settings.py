@@ -119,6 +119,8 @@ class Settings(BaseSettings):
     arena_bytes: Size = setting("Devices", 16 * GIB, "Address space of the shared image memory, taken as used.", ge=MIB)
 
     models: Words = setting("Models", (), "Serve only these models (none named: all).")
+    loaded_models: Count = setting(
+        "Models", 0, "Most models that a worker keeps loaded beside those with `preload` (0: any number).", ge=0)
     models_folder: Path | None = setting("Models", None, "Folder of further model files; they go over built-in ones.")
     edit_model: str = setting(
         "Models", "", "Model of i2ii's /edit (none named: the first diffusion model that edits, else `edit`).")

@@ -17,6 +17,7 @@ from engine.live import Live
 from engine.metrics import Metrics
 from engine.register import Register
 from engine.steps import StepBook
+from scheduler import events
 from scheduler.events import BatchEnded, BatchOutOfMemory, Event, ItemEnded, Parked, Stepped, WorkerLost, WorkerReady
 from workers.arena import Arena
 from workers.contract import PoolEvent, Said, WorkerDown, WorkerUp
@@ -29,7 +30,9 @@ from workers.messages import (
     JobParked,
     JobPreview,
     JobProgress,
+    Loading,
     StepReport,
+    Stuck,
 )
 
 log = structlog.get_logger("engine")
@@ -84,6 +87,10 @@ class Arrivals:
             case BatchDidNotFit(batch, text):
                 self._flights.land((worker, incarnation, batch))
                 self._tell(BatchOutOfMemory(worker, incarnation, batch, text))
+            case Loading(batch, _, done):
+                self._tell(events.Loading(worker, incarnation, batch, done))
+            case Stuck(batch):
+                self._tell(events.Stuck(worker, incarnation, batch))
             case JobProgress(job, fraction):
                 self._progress(job, fraction)
             case JobPreview(job, jpeg):

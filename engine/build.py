@@ -95,6 +95,7 @@ def build(settings: Settings, make_pool: PoolMaker | None = None) -> Engine:
         catalogue=catalogue,
         scheduler=Scheduler(SchedulerConfig(
             max_queue_delay=settings.max_queue_delay, hang_floor=settings.hang_floor, seats=settings.seats,
+            load_timeout=settings.boot_timeout,
         )),
         admission=Admission(
             settings.queue_jobs, settings.queue_bytes, tenant_share=settings.tenant_share, clock=time.monotonic
@@ -117,6 +118,7 @@ def real_pool(settings: Settings, plans: Sequence[DevicePlan], catalogue: Catalo
         codec_threads=settings.codec_threads,
         warm_up=settings.warm_up,
         log_level=settings.log_level,
+        loaded_models=settings.loaded_models,
         ping_interval=settings.ping_interval,
         supervisor=SupervisorConfig(
             boot_timeout=settings.boot_timeout,

@@ -72,6 +72,9 @@ class Adapter(ABC):
         """What an item needs that can be done before the device has time for it, as reading a file. Called once for
         each, in a codec thread, beside whatever else the model does; what it raises fails the item."""
 
+    def close(self) -> None:  # noqa: B027
+        """It will not run any more: give back what would not go by itself. Also called where `load` has failed."""
+
     @abstractmethod
     def run(self, items: Sequence[Item]) -> Sequence[Output | Exception]:
         """Outputs in the items' order, also of those already handed over (`Item.done`); an exception in place of one

@@ -15,6 +15,7 @@ class SchedulerConfig:
     prefetch_lead: how long before its running batch ends a worker may be given a full one to follow.
     hang_floor, hang_factor: a batch counts as hung after `hang_factor` times its expected time, but never before
     `hang_floor`, and always after its tickets' own timeout.
+    load_timeout: how long a worker may take to load a model for a batch; the batch's own time counts from then on.
     seats: how many stepped jobs a worker runs at once. urgent_seats: how many more, for P0 alone.
     kept_stories: how many ended jobs `story` still knows.
     kept_groups: of how many groups the learned pace, arrivals and memory caps are kept.
@@ -26,6 +27,7 @@ class SchedulerConfig:
     prefetch_lead: float = 0.1
     hang_floor: float = 30.0
     hang_factor: float = 8.0
+    load_timeout: float = 600.0
     seats: int = 32
     urgent_seats: int = 4
     kept_stories: int = 1_000

@@ -66,6 +66,27 @@ class Stepped:
 
 
 @dataclass(frozen=True, slots=True)
+class Loading:
+    """That incarnation has begun to load a model for a batch that it holds, or (`done`) is through with it, well or
+    not. Nothing else runs there meanwhile, and no time of it counts for anybody."""
+
+    worker: str
+    incarnation: int
+    batch: int
+    done: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Stuck:
+    """A stepped job's image keeps a thread of that incarnation busy for longer than the job's timeout, beside others
+    that step."""
+
+    worker: str
+    incarnation: int
+    batch: int
+
+
+@dataclass(frozen=True, slots=True)
 class Parked:
     """A stepped job waits at its worker for others, its state kept (`parked`), or goes on."""
 
@@ -126,6 +147,6 @@ class Tick:
 
 
 Event = (
-    Submitted | Cancelled | ItemEnded | BatchEnded | BatchOutOfMemory | Stepped | Parked | WorkerReady | WorkerLost
-    | WorkerDraining | LoadReport | Drain | Tick
+    Submitted | Cancelled | ItemEnded | BatchEnded | BatchOutOfMemory | Loading | Stepped | Stuck | Parked
+    | WorkerReady | WorkerLost | WorkerDraining | LoadReport | Drain | Tick
 )

@@ -32,11 +32,12 @@ class Worker:
     """One device's worker. What was learned about it outlives its incarnations.
 
     batches: what it holds, in the order in which it runs them; the first is running. seats: the stepped jobs that it
-    runs beside them. loaded: the models of which this incarnation has ended a batch. closing: it gets nothing more
-    (draining, or told to restart). hung: its `Restart` has been asked for. kept: it gets nothing more until it is free
-    for a suspect. freed: when it last became idle. pace: seconds it takes for what takes a device of pace 1 one second,
-    None until measured. doubted: the pace is unknown or old, and worth another try. utilisation: 0-1, by others than
-    us. crowded: its device has next to no free memory. done, items: batches and jobs it has ended.
+    runs beside them. loading: the batch for which it loads a model now, and by when it must be done. stuck: the batch
+    that alone is to blame for its restart. loaded: the models of which this incarnation has ended a batch. closing: it
+    gets nothing more (draining, or told to restart). hung: its `Restart` has been asked for. kept: it gets nothing more
+    until it is free for a suspect. freed: when it last became idle. pace: seconds it takes for what takes a device of
+    pace 1 one second, None until measured. doubted: the pace is unknown or old, and worth another try. utilisation:
+    0-1, by others than us. crowded: its device has next to no free memory. done, items: batches and jobs it has ended.
     """
 
     name: str
@@ -47,6 +48,8 @@ class Worker:
     kept: bool = False
     batches: deque[Batch] = field(default_factory=deque)
     seats: Seats = field(default_factory=Seats)
+    loading: tuple[Batch, float] | None = None
+    stuck: Batch | None = None
     loaded: set[str] = field(default_factory=set)
     pace: float | None = None
     doubted: bool = True
@@ -96,7 +99,9 @@ class Worker:
     @property
     def hangs(self) -> float:
         """From when on it counts as hung: a batch does not end, or its seats make no step. Each may wait for the other,
-        for a forward or a batch at the most."""
+        for a forward or a batch at the most, and all of them for a model that is loaded."""
+        if self.loading is not None:
+            return self.loading[1]
         batch = self.batches[0] if self.batches else None
         limit = batch.hangs + self.seats.patience if batch else math.inf
         if self.seats:

@@ -55,7 +55,9 @@ class Scheduler:
             events.ItemEnded: self._item_ended,
             events.BatchEnded: self._batch_ended,
             events.BatchOutOfMemory: self._batch_out_of_memory,
+            events.Loading: self._loading,
             events.Stepped: self._stepped,
+            events.Stuck: self._stuck,
             events.Parked: self._parked,
             events.WorkerReady: self._worker_ready,
             events.WorkerLost: self._worker_lost,
@@ -168,7 +170,13 @@ class Scheduler:
     def _give_up(self, worker: Worker) -> None:
         worker.closing = worker.hung = True
         self.roster.file(worker)
-        if worker.batches and worker.hangs == worker.batches[0].hangs + worker.seats.patience:
+        if worker.loading is not None:
+            batch = worker.loading[0]
+            why = f"model '{batch.group.group.model}' was not loaded within {self.config.load_timeout:.1f} s"
+        elif worker.stuck is not None:
+            job = next(iter(worker.stuck.jobs), "gone")
+            why = f"the image of job {job} kept a thread for longer than {worker.stuck.patience:.1f} s"
+        elif worker.batches and worker.hangs == worker.batches[0].hangs + worker.seats.patience:
             batch = worker.batches[0]
             why = f"batch {batch.number} ({batch.group.group} x{batch.size}) did not end within {batch.patience:.1f} s"
         else:
@@ -227,6 +235,9 @@ class Scheduler:
         """Take a batch from its worker; the next one starts. The jobs that it has not answered."""
         worker = batch.worker
         batch.group.running -= batch.size
+        if worker.loading is not None and worker.loading[0] is batch:
+            worker.loading = None
+            worker.seats.halt(False, self.now)
         if batch in worker.seats:
             worker.seats.leave(batch, self.now)
             self.roster.file(worker)
@@ -286,7 +297,9 @@ class Scheduler:
         if batch.group.group.stepped:
             known, seconds = batch.warm, batch.share
         else:
-            known, seconds = model in worker.loaded, seconds if seconds > 0 else self.now - (batch.started or self.now)
+            known, whole = model in worker.loaded, self.now - (batch.started or self.now)
+            if not known or seconds <= 0:  # the worker's own count holds the time for loading, too
+                seconds = min(seconds, whole) if seconds > 0 else whole
         if known or not curve.count:
             worker.pace = learn(curve, worker.pace, batch.cost, seconds)
             worker.measured, worker.doubted = self.now, False
@@ -323,9 +336,15 @@ class Scheduler:
         worker.incarnation = event.incarnation
 
     def _lose(self, worker: Worker, cause: str, blame: Blame) -> None:
-        ran = [*list(worker.batches)[:1], *(batch for batch in worker.seats if not batch.parked)]
+        if worker.loading is not None:  # nothing else ran
+            ran = [worker.loading[0]]
+        elif worker.stuck is not None:
+            ran = [worker.stuck]
+        else:
+            ran = [*list(worker.batches)[:1], *(batch for batch in worker.seats if not batch.parked)]
         held = [*worker.batches, *worker.seats]
         worker.alive = worker.closing = worker.hung = False
+        worker.loading = worker.stuck = None
         worker.batches.clear()
         worker.seats.clear()
         worker.loaded.clear()
@@ -337,10 +356,28 @@ class Scheduler:
                     why = f"{worker.name}#{worker.incarnation} was lost: {cause}"
                     self._put_back(job, why, blame if batch in ran else "none")
 
+    def _loading(self, event: events.Loading) -> None:
+        """The time that it takes is nobody's: afterwards what runs there has all of its own again."""
+        batch = self.roster.holding(event.worker, event.incarnation, event.batch)
+        if batch is None:
+            return
+        worker = batch.worker
+        worker.loading = None if event.done else (batch, self.now + self.config.load_timeout)
+        worker.seats.halt(not event.done, self.now)
+        if event.done and worker.batches:
+            worker.batches[0].started = self.now
+        self.roster.file(worker)
+
     def _stepped(self, event: events.Stepped) -> None:
         worker = self.roster.workers.get(event.worker)
         if worker is not None and worker.incarnation == event.incarnation:
             worker.seats.sign = self.now
+
+    def _stuck(self, event: events.Stuck) -> None:
+        batch = self.roster.holding(event.worker, event.incarnation, event.batch)
+        if batch is not None and not batch.worker.hung:
+            batch.worker.stuck = batch
+            self._give_up(batch.worker)
 
     def _parked(self, event: events.Parked) -> None:
         job = self.jobs.get(event.job)

@@ -18,10 +18,10 @@ class Seats:
     of the device in seconds, once it has left.
 
     cost: of all that sit here. patience: seconds without a forward after which the worker counts as hung; 0 when nobody
-    sits here. sign: when the worker last showed that it goes on.
+    sits here. sign: when the worker last showed that it goes on. halted: nobody steps, since a model is loaded.
     """
 
-    __slots__ = ("_at", "_held", "_parked", "_share", "cost", "patience", "sign")
+    __slots__ = ("_at", "_held", "_parked", "_share", "cost", "halted", "patience", "sign")
 
     def __init__(self) -> None:
         self._held: dict[int, Batch] = {}
@@ -29,6 +29,7 @@ class Seats:
         self._parked = 0
         self.cost = self.patience = 0.0
         self.sign = -math.inf
+        self.halted = False
 
     def __len__(self) -> int:
         return len(self._held)
@@ -73,6 +74,12 @@ class Seats:
         batch.share += self._share if parked else -self._share
         self._parked += 1 if parked else -1
 
+    def halt(self, halted: bool, now: float) -> None:
+        """From now on nobody steps, or all go on."""
+        self._pass(now)
+        self.halted = halted
+        self.sign = now
+
     def clear(self) -> None:
         """The worker is lost."""
         self.__init__()  # type: ignore[misc]
@@ -80,7 +87,7 @@ class Seats:
     def _pass(self, now: float) -> None:
         """Share out the time since the last change."""
         stepping = len(self._held) - self._parked
-        if stepping:
+        if stepping and not self.halted:
             self._share += (now - self._at) / stepping
         self._at = now
 

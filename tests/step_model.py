@@ -9,15 +9,16 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from models.base import Item, Output
+from models.base import Adapter, Item, Output
 from models.stepping.contract import Lane, StepAdapter, StepCall
+from models.stub import Stub
 
 SPEC = """
 adapter = "tests.step_model:Adder"
@@ -42,7 +43,7 @@ default = 5.0
 [params.act]
 type = "string"
 default = "none"
-choices = ["none", "hang", "crash", "raise", "oom", "slow", "start"]
+choices = ["none", "hang", "crash", "raise", "oom", "slow", "start", "encode"]
 [params.at]
 type = "int"
 default = 0
@@ -115,9 +116,32 @@ class Network:
         return True
 
 
+class Endless(Mapping[str, Any]):
+    """Facts that nobody comes to the end of: whoever encodes the result hangs."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, name: str) -> Any:
+        return name
+
+    def __iter__(self) -> Iterator[str]:
+        time.sleep(3600)
+        yield "never"
+
+
 class Adder(StepAdapter):
+    """Options: `folder`, where it notes what happened; `load_seconds` that its weights take; while the file `stay` is
+    there, they never come."""
+
     def load(self) -> None:
+        note(self, "loading")
+        time.sleep(float(self.options.get("load_seconds", 0.0)))
+        linger(self)
         self.network = Network(str(self.options.get("folder", "")))
+
+    def close(self) -> None:
+        note(self, "closed")
 
     def start(self, item: Item) -> Drawing:
         if item.params["act"] == "start":
@@ -156,4 +180,32 @@ class Drawing:
             state = yield StepCall(network, (state,), wanted, 1, key, Lane.DENOISE)
             self.progress = (step + 1) / int(params["steps"])
             self.preview = state.numpy().astype(np.uint8)
-        return Output(state.numpy().astype(np.uint8), facts={"steps": int(params["steps"])})
+        facts = Endless() if params["act"] == "encode" else {"steps": int(params["steps"])}
+        return Output(state.numpy().astype(np.uint8), facts=facts)
+
+
+class SlowStub(Stub):
+    """The ordinary model for tests; it loads as `Adder` does."""
+
+    def load(self) -> None:
+        note(self, "loading")
+        time.sleep(float(self.options.get("load_seconds", 0.0)))
+        linger(self)
+
+    def close(self) -> None:
+        note(self, "closed")
+
+
+def note(adapter: Adapter, what: str) -> None:
+    """A line in the folder, for tests to read."""
+    if folder := str(adapter.options.get("folder", "")):
+        with Path(folder, "life.txt").open("a") as file:
+            file.write(f"{what} {type(adapter).__name__}\n")
+
+
+def linger(adapter: Adapter) -> None:
+    """As long as the file is there; it is taken away so that the next life does better."""
+    stay = Path(str(adapter.options.get("folder", "")), "stay")
+    if stay.is_file():
+        stay.unlink()
+        time.sleep(3600)

@@ -31,6 +31,8 @@ class Boot:
     arena_bytes: int
     warm_up: bool = True
     log_level: str = "info"
+    boot_timeout: float = 600.0  # seconds until the worker must be ready, or a model be loaded that a batch needs
+    loaded_models: int = 0  # most that stay loaded beside the preloaded ones; 0: any number
 
 
 @by_position
@@ -104,6 +106,23 @@ class BootFailed:
     """Cannot start; `error` says what to do about it. The process exits by itself."""
 
     error: ErrorInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """The device loop has begun to load a model for that batch, or (`done`) is through with it, well or not. It does
+    nothing else meanwhile."""
+
+    batch: int
+    model: str
+    done: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Stuck:
+    """A codec thread has been busy with that batch, a stepped job, for longer than its model's timeout."""
+
+    batch: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +212,6 @@ class Pong:
 
 ToWorker = RunBatch | Drop | Ping | Stop
 FromWorker = (
-    Progress | Ready | BootFailed | JobProgress | JobParked | JobPreview | StepReport | ItemsDone | BatchDone
-    | BatchDidNotFit | Pong
+    Progress | Ready | BootFailed | Loading | Stuck | JobProgress | JobParked | JobPreview | StepReport | ItemsDone
+    | BatchDone | BatchDidNotFit | Pong
 )

@@ -32,6 +32,7 @@ from workers.messages import (
     Boot,
     BootFailed,
     FromWorker,
+    Loading,
     Ping,
     Pong,
     Progress,
@@ -56,6 +57,7 @@ class PoolConfig:
     codec_threads: int = 2
     warm_up: bool = True
     log_level: str = "info"
+    loaded_models: int = 0
     ping_interval: float = 2.0
     ping_timeout: float = 5.0
     retire_timeout: float = 30.0
@@ -76,6 +78,7 @@ class Incarnation:
     killed_for: str | None = None
     stopping: bool = False
     what: str = "process started"
+    loading: str = ""                # a model, for a batch
     progress: float = 0.0
     facts: Mapping[str, Any] = field(default_factory=dict)
     memory: Pong | None = None
@@ -89,6 +92,13 @@ def exit_words(code: int | None) -> str:
         except ValueError:
             return f"killed by signal {-code}"
     return f"exited with code {code}"
+
+
+def _detail(living: Incarnation | None, life: Life) -> str:
+    """What a device does just now, where that takes long, or what has become of it."""
+    if living is None:
+        return life.detail
+    return living.what if life.state is WorkerState.STARTING else living.loading or life.detail
 
 
 class Pool:
@@ -171,7 +181,7 @@ class Pool:
             state = "draining"
         return WorkerView(
             worker=plan.worker, index=plan.index, kind=plan.kind, name=plan.name, state=state,
-            detail=living.what if living and life.state is WorkerState.STARTING else life.detail,
+            detail=_detail(living, life),
             pid=living.process.pid if living else None, alive=living is not None,
             incarnation=life.incarnation, restarts=life.restarts,
             progress=1.0 if state == "ready" else living.progress if living else 0.0,
@@ -222,6 +232,7 @@ class Pool:
             device="cuda:0" if plan.kind == "cuda" else "cpu", visible=plan.visible, threads=plan.threads,
             codec_threads=config.codec_threads, cpus=tuple(plan.cpus), specs=self._specs, root=config.root,
             arena_bytes=self._arena.size, warm_up=config.warm_up, log_level=config.log_level,
+            boot_timeout=config.supervisor.boot_timeout, loaded_models=config.loaded_models,
         )
 
     def _spawn(self, boot: Boot) -> tuple[SpawnProcess, Connection, Connection]:
@@ -260,6 +271,9 @@ class Pool:
             case BootFailed(error):
                 living.boot_error = error.message
                 log.error("worker cannot start", device=living.worker, why=error.message)
+            case Loading(_, model, done):
+                living.loading = "" if done else f"loading {model}"
+                self._listener(Said(living.worker, living.number, message))
             case Pong():
                 living.pinged_at, living.memory = None, message
             case _:

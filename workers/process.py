@@ -83,6 +83,8 @@ def settle(boot: Boot) -> None:
 
 def boot_failure_words(fault: BaseException) -> str:
     """Why a worker cannot start, without paths."""
+    if isinstance(fault, ImagePoolError):  # it was written for people
+        return fault.message
     if isinstance(fault, ModuleNotFoundError):
         return f"the package '{fault.name}' is missing; install the requirements of its model"
     if type(fault).__name__ == "OutOfMemoryError" or isinstance(fault, MemoryError):

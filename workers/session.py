@@ -8,8 +8,6 @@ stepped models share the loop with batches, step by step (`session_steps.py`).
 
 from __future__ import annotations
 
-import gc
-import importlib
 import os
 import platform
 import queue
@@ -49,13 +47,13 @@ from workers.messages import (
     JobProgress,
     Ping,
     Pong,
-    Progress,
     Ready,
     RunBatch,
     RunItem,
     Stop,
 )
 from workers.metadata import Metadata
+from workers.session_models import Models
 from workers.session_steps import Steps
 from workers.watermark import draw
 
@@ -90,7 +88,6 @@ class Session:
         self._boot, self._channel = boot, channel
         self._arena = ArenaView(arena_fd, boot.arena_bytes)
         self._specs = {spec.name: spec for spec in boot.specs}
-        self._adapters: dict[str, Adapter] = {}
         self._codecs = ThreadPoolExecutor(boot.codec_threads, thread_name_prefix="codec")
         self._queue: queue.SimpleQueue[Prepared | Ping | Stop] = queue.SimpleQueue()
         self._dropped = Drops()
@@ -104,30 +101,21 @@ class Session:
         torch.set_num_threads(max(1, self._boot.threads))
         self._device = torch.device(self._boot.device)
         self._steps = Steps(self._device, self, self._channel, self._codecs)
+        self._models = Models(self._boot, self._device, self._channel, self._steps)
         if self._device.type == "cuda":
             torch.zeros(1, device=self._device)  # fails here, with its reason, rather than at the first job
-        preload = [spec for spec in self._boot.specs if spec.preload]
-        for done, spec in enumerate(preload):
-            self._channel.send(Progress(f"loading {spec.name}", (done + 0.5) / (len(preload) + 1)))
-            self.adapter(spec)
+        self._models.preload()
         self._channel.send(Ready(self._facts(time.time() - self._process.create_time())))
 
-    def adapter(self, spec: ModelSpec) -> Adapter:
-        """The loaded model. Raises whatever keeps it from loading."""
-        if spec.name not in self._adapters:
-            module, _, name = spec.adapter.partition(":")
-            adapter: Adapter = getattr(importlib.import_module(module), name)(spec.options, self._device)
-            adapter.load()
-            if self._boot.warm_up:
-                adapter.warm_up()
-            self._adapters[spec.name] = adapter
-        return self._adapters[spec.name]
+    def adapter(self, spec: ModelSpec, batch: int | None = None) -> Adapter:
+        """The loaded model, perhaps for a batch. Raises whatever keeps it from loading."""
+        return self._models.get(spec, batch)
 
     def _facts(self, seconds: float) -> dict[str, object]:
         facts: dict[str, object] = {
             "torch": str(torch.__version__),  # a class of torch's own, with which the master would have to import torch
             "threads": torch.get_num_threads(),
-            "seconds_to_load": round(seconds, 2), "models": len(self._adapters),
+            "seconds_to_load": round(seconds, 2), "models": len(self._models),
         }
         if self._device.type == "cuda":
             properties = torch.cuda.get_device_properties(self._device)
@@ -201,8 +189,14 @@ class Session:
         if self._specs[batch.model].raw:
             decoding = [self._raw(item) for item in batch.items]
         else:
-            decoding = [self._codecs.submit(self._decode, batch, item) for item in batch.items]
+            decode = self._watched(batch, self._decode)
+            decoding = [self._codecs.submit(decode, batch, item) for item in batch.items]
         return Prepared(batch, time.perf_counter(), decoding, unanswered=len(batch.items))
+
+    def _watched(self, batch: RunBatch, work: Callable[..., Any]) -> Callable[..., Any]:
+        """A codec thread's work for a stepped job, which others do not wait for, is watched for how long it takes."""
+        spec = self._specs[batch.model]
+        return partial(self._steps.watched, batch.batch, spec.timeout, work) if spec.stepped else work
 
     def _raw(self, item: RunItem) -> Future[Decoded]:
         """There is nothing to decode, so no codec thread is troubled."""
@@ -235,8 +229,8 @@ class Session:
                 wanted.control = picture.image
             else:
                 wanted.references = (*wanted.references, picture.image)
-        if batch.model in self._adapters:  # it is loaded for the first job in the device's loop
-            self._adapters[batch.model].prepare(wanted)
+        if (adapter := self._models.ready(batch.model)) is not None:  # else it is loaded in the device's loop
+            adapter.prepare(wanted)
         decoded.seconds = time.perf_counter() - began
         return decoded
 
@@ -285,11 +279,12 @@ class Session:
                 decoded.item.done = partial(hand_over, run_item, decoded)
         outputs: list[Output | ErrorInfo | Exception | None] | None = None
         try:
-            outputs = self._run_guarded(spec, [(item.job, decoded.item) for item, decoded in ready], handed)
+            items = [(item.job, decoded.item) for item, decoded in ready]
+            outputs = self._run_guarded(spec, batch.batch, items, handed)
         except self._out_of_memory as fault:
             message = str(fault)
         if outputs is None:  # not done above, where the exception keeps alive what filled the memory
-            self._free_memory()
+            self._models.free_memory()
             wait(handed.values())  # they still write into room that the master now takes back
             if len(handed) < len(ready):
                 self._dropped.forget(batch.batch)
@@ -339,12 +334,12 @@ class Session:
         return (MemoryError, torch.OutOfMemoryError)
 
     def _run_guarded(
-        self, spec: ModelSpec, items: Sequence[tuple[str, Item]], handed: Container[str]
+        self, spec: ModelSpec, batch: int, items: Sequence[tuple[str, Item]], handed: Container[str]
     ) -> list[Output | ErrorInfo | Exception | None]:
         """The batch's outputs. When the batch raises, each item runs alone, so that only the guilty one fails; None for
         those that are handed over already."""
         try:
-            adapter = self.adapter(spec)
+            adapter = self.adapter(spec, batch)
             with torch.inference_mode():
                 outputs = adapter.run([item for _, item in items])
             if len(outputs) != len(items):
@@ -356,9 +351,11 @@ class Session:
             if lacks_memory(fault):
                 raise torch.OutOfMemoryError(str(fault)) from None
             self._leave_broken_device()
-            if len(items) == 1 or spec.name not in self._adapters:
+            if len(items) == 1 or spec.name not in self._models:
                 return [None if job in handed else self._info(fault, job, spec) for job, _ in items]
-        return [None if job in handed else self._run_guarded(spec, [(job, item)], handed)[0] for job, item in items]
+        return [
+            None if job in handed else self._run_guarded(spec, batch, [(job, item)], handed)[0] for job, item in items
+        ]
 
     def _leave_broken_device(self) -> None:
         """After some faults (an illegal access, a device-side assertion) a CUDA context answers every call with the
@@ -374,11 +371,6 @@ class Session:
             sys.stderr.flush()
             os._exit(BROKEN_DEVICE)
 
-    def _free_memory(self) -> None:
-        gc.collect()
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
-
     # --- encode and answer ------------------------------------------------------------------------------------------
 
     def finish(
@@ -387,7 +379,8 @@ class Session:
         """Encode and answer a stepped job, in a codec thread."""
         (item,), spec = prepared.batch.items, self._specs[prepared.batch.model]
         decoded = decoded or Decoded(Item(item.params))
-        self._codecs.submit(self._encode, prepared, item, decoded, output, timings, spec)
+        encode = self._watched(prepared.batch, self._encode)
+        self._codecs.submit(encode, prepared, item, decoded, output, timings, spec)
 
     def _encode(
         self, prepared: Prepared, item: RunItem, decoded: Decoded, output: Output | ErrorInfo,

@@ -5,10 +5,13 @@ The device loop calls `join` and `advance`; between two steps it takes messages 
 
 from __future__ import annotations
 
+import sys
 import time
+import traceback
+from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -19,9 +22,10 @@ from models.base import Adapter, Output
 from models.stepping.contract import StepAdapter
 from workers.channel import WorkerEnd
 from workers.codecs import encode
-from workers.messages import JobParked, JobPreview, JobProgress, RunItem, StepReport
+from workers.messages import JobParked, JobPreview, JobProgress, RunItem, StepReport, Stuck
 
 if TYPE_CHECKING:
+    from models.stepping.batcher import StepBatcher
     from models.stepping.stepper import Stepper
     from workers.session import Decoded, Prepared
 
@@ -29,13 +33,14 @@ PROGRESS_EVERY = 0.1  # seconds between two progress messages of one job
 PREVIEW_EVERY = 1.0  # the same of previews
 REPORT_EVERY = 0.5  # the same of the report that the steps go on
 PREVIEW_SIDE, PREVIEW_QUALITY = 512, 75
+Done = TypeVar("Done")
 
 
 class Host(Protocol):
     """What the session does for its stepped jobs as for all others."""
 
-    def adapter(self, spec: ModelSpec) -> Adapter:
-        """The loaded model."""
+    def adapter(self, spec: ModelSpec, batch: int) -> Adapter:
+        """The loaded model, for a batch."""
 
     def decoded(self, prepared: Prepared) -> Decoded:
         """The one job of the batch, decoded. Raises what its decoding raised, and `Cancelled`."""
@@ -68,8 +73,10 @@ class Steps:
     def __init__(self, device: torch.device, host: Host, channel: WorkerEnd, codecs: Executor) -> None:
         self._device, self._host, self._channel, self._codecs = device, host, channel, codecs
         self._seated: dict[int, Seated] = {}
-        self._stepper: Stepper | None = None  # made for the first job: it brings libraries that few workers need
+        self._batcher: StepBatcher | None = None  # made when first needed: it brings libraries that few workers need
+        self._stepper: Stepper | None = None  # likewise
         self._reported = 0.0
+        self._in_codecs: dict[int, float] = {}  # by batch, until when a codec thread may be busy with it
         self.holding: set[int] = set()
 
     @property
@@ -83,7 +90,7 @@ class Steps:
         decoded = None
         try:
             decoded = self._host.decoded(prepared)
-            adapter = self._host.adapter(spec)
+            adapter = self._host.adapter(spec, batch)
             if not isinstance(adapter, StepAdapter):
                 raise TypeError(f"model '{spec.name}' is said to be stepped, but its adapter is not")
             run, remaining = adapter.start(decoded.item), adapter.remaining(decoded.item)
@@ -105,6 +112,7 @@ class Steps:
         now = time.monotonic()
         if now - self._reported >= REPORT_EVERY or not self._stepper.busy:
             self._reported = now
+            self._tell_stuck(now)
             told = self._stepper.counters()
             self._channel.send(StepReport(
                 told.forwards, told.rows, told.preemptions, told.steps_per_second, told.resident - told.parked,
@@ -112,12 +120,62 @@ class Steps:
             ))
 
     def _new_stepper(self) -> Stepper:
-        from models.stepping.batcher import StepBatcher
-        from models.stepping.costs import StepCosts
         from models.stepping.stepper import StepEvents, Stepper
 
         events = StepEvents(self._ended, self._progress, self._parked, self._preview)
-        return Stepper(self._device, StepBatcher(StepCosts()), events)
+        return Stepper(self._device, self._the_batcher(), events)
+
+    def _the_batcher(self) -> StepBatcher:
+        """The one of this device; what it has learnt of costs holds for all its models."""
+        if self._batcher is None:
+            from models.stepping.batcher import StepBatcher
+            from models.stepping.costs import StepCosts
+
+            self._batcher = StepBatcher(StepCosts())
+        return self._batcher
+
+    # --- models that come and go ------------------------------------------------------------------------------------
+
+    def measure(self, adapter: Adapter, spec: ModelSpec, until: float, tell: Callable[[str], None]) -> None:
+        """Learn what a loaded model's forwards cost, until that moment (monotonic seconds) at the longest; `tell` hears
+        what is being done. A request that fails at it is told to the log: real ones may do better. Raises `ModelFailed`
+        for an option that cannot be read."""
+        from models.stepping import warm_up
+
+        if not isinstance(adapter, StepAdapter) or not warm_up.wanted(spec, self._device):
+            return
+        try:
+            warm_up.warm_up(adapter, spec, self._the_batcher(), until, tell)
+        except Exception as fault:
+            print(f"model '{spec.name}' could not be warmed up:", file=sys.stderr)
+            traceback.print_exception(fault)
+
+    def uses(self, model: str) -> bool:
+        """Whether a job of that model is here."""
+        return any(seated.spec.name == model for seated in self._seated.values())
+
+    def forget(self, adapter: Adapter) -> None:
+        """Nothing is kept of a model's networks."""
+        if isinstance(adapter, StepAdapter) and self._batcher is not None:
+            if self._stepper is not None:
+                self._stepper.settle()
+            self._batcher.forget(adapter.owns)
+
+    # --- codec threads ----------------------------------------------------------------------------------------------
+
+    def watched(self, batch: int, limit: float, work: Callable[..., Done], *args: Any) -> Done:
+        """Do a codec thread's work for a job; the master hears if it takes longer than `limit` seconds."""
+        self._in_codecs[batch] = time.monotonic() + limit
+        try:
+            return work(*args)
+        finally:
+            self._in_codecs.pop(batch, None)
+
+    def _tell_stuck(self, now: float) -> None:
+        for batch, until in self._in_codecs.copy().items():
+            if now > until:
+                del self._in_codecs[batch]
+                self._channel.send(Stuck(batch))
 
     # --- what the stepper tells; the number of a run is that of its batch -------------------------------------------
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
-import torch
 from torch import nn
 
 from core import loras
@@ -14,8 +12,8 @@ from core.errors import ModelFailed
 from models.base import Item, Output
 from models.diffusion import loading, requests, samplers, sources, tasks
 from models.diffusion.lora import LoraRack, LoraSet
-from models.diffusion.memory import memory_of, refuse_too_large, sizes_of
-from models.diffusion.networks import HostedNetworks
+from models.diffusion.memory import available, memory_of, refuse_too_large, refuse_without_room, sizes_of
+from models.diffusion.networks import HostedNetwork, HostedNetworks
 from models.diffusion.preview import LatentColours, Look
 from models.stepping.contract import StepAdapter
 from models.stepping.rendezvous import PipelineRun, SharedPipeline
@@ -31,21 +29,25 @@ class Diffusion(StepAdapter):
     where the source does not tell the right one ("auto"); `dtype` float32, float16, bfloat16 or auto; `controlnets`, by
     control type their sources; `lora_folder`, `max_loras`; `offload`, one network at a time on the device; `memory_gb`,
     what all models together may use of the device for weights; `vae_tiling`, `vae_slicing`, `channels_last`;
-    `safety_checker`; `max_side`; `row_sizes`, see `MergedNetwork`.
+    `safety_checker`; `max_side`; `row_sizes`, see `MergedNetwork`; `warm_up`, see `models/stepping/warm_up.py`.
 
     Params are the pipeline's own arguments, some under shorter names, and ours: see `requests.ask`.
     """
 
     def load(self) -> None:
-        """Raises `ModelFailed` with a sentence: what is missing, refused or too large, and what to do."""
+        """Raises `ModelFailed` with a sentence: what is missing, refused or too large, and what to do; `OutOfMemory`
+        when other models have left too little of the host's memory."""
+        self._entered: list[nn.Module] = []  # looked after by the device's memory
         source = sources.find(self.options)
         if not self.options.get("trust_pickle"):
             source.refuse_pickles()
         self._memory = memory_of(self.device)
         if gigabytes := float(self.options.get("memory_gb") or 0):
-            self._memory.residency.budget = min(self._memory.residency.budget, int(gigabytes * 1e9))
+            self._memory.bound(self, int(gigabytes * 1e9))
         dtype = loading.dtype_of(self.options, self.device)
-        self._refuse_too_large(source.sizes(dtype.itemsize))
+        sizes = source.sizes(dtype.itemsize)
+        self._refuse_too_large(sizes)
+        refuse_without_room(sizes, available())
         pipeline = loading.load_pipeline(source, self.options, dtype)
         self._control_nets = tasks.control_nets(pipeline, loading.load_control_nets(self.options, dtype))
         self._kind = type(pipeline)
@@ -66,19 +68,22 @@ class Diffusion(StepAdapter):
         for network in networks.values():
             if isinstance(network, nn.Module):
                 self._memory.enter(network)
+                self._entered.append(network)
 
     def _refuse_too_large(self, sizes: dict[str, int]) -> None:
         refuse_too_large(sizes, self._memory.residency.budget, bool(self.options.get("offload")))
 
-    def warm_up(self) -> None:
-        """One small picture in two steps, on a GPU: its first calls cost more than the others."""
-        if self.device.type == "cuda":
-            grey = np.full((256, 256, 3), 128, np.uint8)
-            item = Item({"prompt": "test", "steps": 2, "seed": 0}, size=(256, 256))
-            item.image = grey if tasks.edits(self._kind) or self._only_masks else None
-            item.mask = grey[..., 0] if self._only_masks else None
-            with torch.inference_mode():
-                self.run([item])
+    def close(self) -> None:
+        """The device's memory lets go of its weights."""
+        for module in self.__dict__.pop("_entered", []):
+            self._memory.leave(module)
+        if "_memory" in self.__dict__:
+            self._memory.bound(self, None)
+        self.__dict__.pop("_shared", {}).clear()
+
+    def owns(self, part: object) -> bool:
+        """Whether it is a network of one of its modules."""
+        return isinstance(part, HostedNetwork) and part.module in self.__dict__.get("_entered", ())
 
     def prepare(self, item: Item) -> None:
         """Read the LoRAs' files, so that only their attaching is left for `start`. Raises `InvalidParameter`."""

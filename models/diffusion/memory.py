@@ -82,6 +82,15 @@ class DeviceMemory:
         self._clock, self._host = clock, host
         self._modules: dict[Hashable, HostedModule] = {}
         self._companions: dict[Hashable, Callable[[], None]] = {}
+        self._whole, self._bounds = budget, dict[int, int]()
+
+    def bound(self, model: object, budget: int | None) -> None:
+        """As long as that model is loaded, there are so many bytes at most; None: it has nothing more to say."""
+        if budget is None:
+            self._bounds.pop(id(model), None)
+        else:
+            self._bounds[id(model)] = budget
+        self.residency.budget = min((self._whole, *self._bounds.values()))
 
     def enter(self, module: nn.Module) -> None:
         """Have the module's weights looked after, or, if they are, measured anew. Raises `OutOfMemory` when they are
@@ -168,6 +177,22 @@ def refuse_too_large(sizes: dict[str, int], budget: int, offload: bool) -> None:
         f"even alone, its {largest} needs {readable(sizes[largest])} and this device has {readable(budget)} for "
         "weights; choose a 'dtype' of fewer bits, or a device with more memory"
     )
+
+
+def available() -> int:
+    """Bytes of the host's memory that are free, or can be made so."""
+    return int(psutil.virtual_memory().available)
+
+
+def refuse_without_room(sizes: dict[str, int], free: int) -> None:
+    """Raises `OutOfMemory` with the numbers when networks of these sizes, in bytes, would fill the host's memory, of
+    which so much is free: the kernel would end the process in the middle of loading them."""
+    whole = sum(sizes.values())
+    if whole > free:
+        raise OutOfMemory(
+            f"its weights need {readable(whole)} of the host's memory, of which {readable(free)} are free; offer fewer "
+            "models, have fewer stay loaded (--loaded-models), or choose a 'dtype' of fewer bits"
+        )
 
 
 def readable(size: int) -> str:

@@ -25,7 +25,7 @@ from bisect import bisect_left, insort
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
-from models.stepping.costs import StepCosts, Variety, variety_of
+from models.stepping.costs import StepCosts, Variety, mentions, variety_of
 
 ENCODE, DENOISE = 0, 1  # lanes, as in `contract.Lane`; what is neither decodes
 URGENT = 0
@@ -118,6 +118,16 @@ class StepBatcher:
         if len(self._limits) >= KEPT_LIMITS:
             del self._limits[next(iter(self._limits))]
         self._limits[key] = max(1, rows)
+
+    def forget(self, gone: Callable[[object], bool]) -> None:
+        """Networks have gone: nothing is kept of keys that hold a part of which `gone` is true. No such call waits."""
+        self.costs.forget(gone)
+        self._limits = {key: rows for key, rows in self._limits.items() if not mentions(key, gone)}
+
+    @property
+    def most_rows(self) -> int:
+        """Of one forward."""
+        return self._most_rows
 
     # --- order --------------------------------------------------------------------------------------------------------
 

@@ -87,6 +87,10 @@ class StepAdapter(Adapter):
         """How many forwards of the denoiser the item will need, as far as can be told before it starts."""
         return 1.0
 
+    def owns(self, part: object) -> bool:
+        """Whether it is one of this model's networks, as they stand in the keys of its calls."""
+        return False
+
     def run(self, items: Sequence[Item]) -> list[Output | Exception]:
         """In the items' order their outputs, or what ended a run instead."""
         from models.stepping.stepper import run_all  # it is built on these words

@@ -12,7 +12,7 @@ several apart from both: that is its *variety*. One that never ran is hoped to c
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -167,6 +167,11 @@ class StepCosts:
         self._keys[key] = known
         known.learn(rows, max(seconds, 1e-9), variety)
 
+    def forget(self, gone: Callable[[object], bool]) -> None:
+        """Nothing is kept of keys that hold a part of which `gone` is true."""
+        for key in [key for key in self._keys if mentions(key, gone)]:
+            del self._keys[key]
+
     def check(self) -> None:
         """Raises AssertionError when an invariant does not hold."""
         assert len(self._keys) <= self._kept_keys
@@ -177,3 +182,8 @@ class StepCosts:
 
     def __repr__(self) -> str:
         return f"StepCosts({len(self._keys)} keys)"
+
+
+def mentions(key: object, part: Callable[[object], bool]) -> bool:
+    """Whether `part` is true of the key or, where it is a tuple, of anything in it."""
+    return part(key) or (isinstance(key, tuple) and any(mentions(one, part) for one in key))

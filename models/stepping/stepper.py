@@ -155,6 +155,10 @@ class Stepper:
             self._deliver(one, answer)
         self._tell_parked()
 
+    def settle(self) -> None:
+        """Wait until the device has done all that it was given, and its time is known."""
+        self._timer.settle()
+
     def counters(self) -> StepCounters:
         """What was done so far."""
         self._forget_old_steps()

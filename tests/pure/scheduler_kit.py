@@ -15,8 +15,10 @@ from scheduler.events import (
     Cancelled,
     Event,
     ItemEnded,
+    Loading,
     Parked,
     Stepped,
+    Stuck,
     Submitted,
     Tick,
     WorkerLost,
@@ -113,6 +115,19 @@ class Play:
 
     def park(self, worker: str, job: str, parked: bool = True, after: float = 0.0) -> list[Command]:
         return self.tell(Parked(worker, self.incarnation[worker], job, parked), after)
+
+    def load(self, worker: str, job: str, done: bool = False, after: float = 0.0) -> list[Command]:
+        """The worker begins to load the model of a job that it holds, or is through with it."""
+        return self.tell(Loading(worker, self.incarnation[worker], self._batch(job), done), after)
+
+    def stick(self, worker: str, job: str, after: float = 0.0) -> list[Command]:
+        """The image of a job keeps a thread of the worker."""
+        return self.tell(Stuck(worker, self.incarnation[worker], self._batch(job)), after)
+
+    def _batch(self, job: str) -> int:
+        batch = self.scheduler.jobs[job].batch
+        assert batch is not None
+        return batch.number
 
     def stand_up(self, worker: str, job: str, after: float = 0.0) -> list[Command]:
         """A seated job has ended well."""

@@ -171,7 +171,7 @@ class ByTurns(Fifo):
         super().__init__()
         self.served: list[int] = []
 
-    def next(self, now, welcome=None):
+    def next(self, welcome=None):
         rather = [one for one in self.waiting if welcome(one)] or self.waiting
         chosen = max(rather, key=lambda one: self.served[::-1].index(one.run) if one.run in self.served else 99)
         self.served.append(chosen.run)
@@ -235,6 +235,16 @@ def test_a_budget_of_the_operators_counts(monkeypatch):
     with pytest.raises(ModelFailed, match="need"):
         build("sd15", memory_gb=0.0001)
     assert memory.residency.budget == 100_000
+
+
+def test_the_least_of_the_operators_budgets_counts_as_long_as_its_model_is_loaded(monkeypatch):
+    memory = pretended(monkeypatch, 10**12)
+    first, second = build("sd15", memory_gb=2), build("sd15", memory_gb=1)
+    assert memory.residency.budget == 10**9
+    second.close()
+    assert memory.residency.budget == 2 * 10**9 and first._entered
+    first.close()
+    assert memory.residency.budget == 10**12 and not memory._modules
 
 
 def test_loras_count_as_weights(monkeypatch, tmp_path):

@@ -21,9 +21,11 @@ from scheduler.events import (
     Drain,
     Event,
     ItemEnded,
+    Loading,
     LoadReport,
     Parked,
     Stepped,
+    Stuck,
     Submitted,
     Tick,
     WorkerDraining,
@@ -46,6 +48,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def start(self, delay: float, lead: float) -> None:
         self.scheduler = Scheduler(SchedulerConfig(
             max_queue_delay=delay, prefetch_lead=lead, hang_floor=1.0, seats=SEATS, urgent_seats=URGENT_SEATS,
+            load_timeout=5.0,
         ))
         self.now = 0.0
         self.count = 0
@@ -161,6 +164,20 @@ class SchedulerMachine(RuleBasedStateMachine):
         jobs = [job for _, held in self.held[worker] for job in held]
         if jobs:
             self.past.append(Parked(worker, self.born[worker] - stale, jobs[int(which * len(jobs))], parked))
+            self.tell(self.past[-1])
+
+    @rule(worker=workers, which=fractions, done=st.booleans(), stale=st.booleans())
+    def load(self, worker, which, done, stale):
+        if self.held[worker]:
+            batch, _ = self.held[worker][int(which * len(self.held[worker]))]
+            self.past.append(Loading(worker, self.born[worker] - stale, batch, done))
+            self.tell(self.past[-1])
+
+    @rule(worker=workers, which=fractions, stale=st.booleans())
+    def get_stuck(self, worker, which, stale):
+        if self.held[worker]:
+            batch, _ = self.held[worker][int(which * len(self.held[worker]))]
+            self.past.append(Stuck(worker, self.born[worker] - stale, batch))
             self.tell(self.past[-1])
 
     @rule(worker=workers)

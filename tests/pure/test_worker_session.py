@@ -43,11 +43,11 @@ class Bench:
         self.spec = replace(STUB, adapter="tests:none", preload=False, **spec)
         boot = Boot("cpu:0", 1, "cpu", "", 1, 1, (), (self.spec,), str(tmp_path), self.arena.size, warm_up=False)
         self.session = Session(boot, WorkerEnd(requests, results), os.dup(self.arena.fd))
-        self.session._device = torch.device("cpu")
-        self.session.adapter = lambda _: self.adapter
-        self.adapter = model({}, torch.device("cpu"))
-        self.session._adapters["stub"] = self.adapter
         self.frames = Frames()
+        self.session.load()
+        self.frames.feed(os.read(self.results.fileno(), 1 << 18))  # that it is ready
+        self.adapter = model({}, torch.device("cpu"))
+        self.session._models._loaded["stub"] = self.adapter
 
     def item(self, job, data=None):
         data = data if data is not None else png()
@@ -85,7 +85,7 @@ def test_memory_is_freed_after_what_filled_it_is_gone(tmp_path, monkeypatch):
 
     bench = Bench(tmp_path, Greedy)
     alive = []
-    monkeypatch.setattr(bench.session, "_free_memory", lambda: alive.append(left[0]() is not None))
+    monkeypatch.setattr(bench.session._models, "free_memory", lambda: alive.append(left[0]() is not None))
     (told,) = bench.run(bench.item("a"), bench.item("b"))
     assert isinstance(told, BatchDidNotFit) and alive == [False]
     assert "allocate 3.00 GiB" in told.message, "the scheduler tells how much was lacking"
@@ -170,8 +170,8 @@ def test_a_model_that_cannot_load_is_tried_once_for_the_whole_batch(tmp_path):
         tries.append(spec.name)
         raise OSError("no weights")
 
-    bench.session._adapters.clear()
-    bench.session.adapter = load
+    bench.session._models._loaded.clear()
+    bench.session._models._load = load
     answers = bench.answers(*(bench.item(job) for job in "abc"))
     assert {answer.error.code for answer in answers.values()} == {"model_failed"} and tries == ["stub"]
 

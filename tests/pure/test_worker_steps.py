@@ -19,6 +19,7 @@ from core.model import read_spec
 from core.request import ImagePart, OutputFormat
 from models.stub import Stub
 from tests import step_model
+from workers import codecs
 from workers.arena import Arena
 from workers.channel import Frames, WorkerEnd, pack
 from workers.messages import (
@@ -35,6 +36,7 @@ from workers.messages import (
     RunItem,
     StepReport,
     Stop,
+    Stuck,
 )
 from workers.session import Session
 from workers.session_steps import small_jpeg
@@ -228,6 +230,24 @@ def test_a_large_preview_is_made_small():
     assert max(picture.size) <= 512 and picture.format == "JPEG"
 
 
+def test_a_codec_thread_that_is_kept_for_too_long_is_told_while_others_step(bench, monkeypatch):
+    kept, let_go, decode = png(7, width=20, height=10), threading.Event(), codecs.decode
+
+    def slow(data, *args, **more):
+        if bytes(data) == kept:
+            let_go.wait(20)
+        return decode(data, *args, **more)
+
+    monkeypatch.setattr(codecs, "decode", slow)
+    bench.session._specs["adder"] = replace(bench.adder, timeout=0.2)
+    bench.send(bench.order("good", steps=400), bench.order("stuck", data=kept))
+    bench.hear(lambda said: Stuck(2) in said)
+    let_go.set()
+    done = bench.answers("good", "stuck")
+    assert not done["good"].error and not done["stuck"].error
+    assert [message for message in bench.said if isinstance(message, Stuck)] == [Stuck(2)], "once, and only of that one"
+
+
 def test_an_urgent_job_goes_first_and_the_parked_one_is_told_and_goes_on(bench, monkeypatch):
     monkeypatch.setattr("models.stepping.stepper.PARKED_AFTER", 0.05)
     bench.send(bench.order("plain", data=png(1), steps=40, forward_ms=5.0))
@@ -263,6 +283,6 @@ def test_a_job_without_an_image_is_drawn_on_its_canvas(bench):
 
 
 def test_a_model_said_to_be_stepped_that_is_not_fails_its_jobs_with_a_word(bench):
-    bench.session._adapters["adder"] = Stub({}, torch.device("cpu"))
+    bench.session._models._loaded["adder"] = Stub({}, torch.device("cpu"))
     bench.send(bench.order("a"))
     assert bench.answers("a")["a"].error.code == "model_failed"

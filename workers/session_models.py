@@ -1,0 +1,146 @@
+"""The models that a worker has loaded: loaded and warmed up when they are first needed, closed when room is needed.
+
+Models that are preloaded stay. Of the others the one not used for longest is closed when more are loaded than the
+operator wants, or when another one finds no memory; its next request loads it again.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import sys
+import time
+import traceback
+
+import psutil
+import torch
+
+from core.errors import OutOfMemory
+from core.model import ModelSpec
+from models.base import Adapter
+from models.calls import lacks_memory
+from workers.channel import WorkerEnd
+from workers.messages import Boot, Loading, Progress
+from workers.session_steps import Steps
+
+LONGEST = 120.0  # seconds that one model's forwards may be measured
+SHARE = 0.5  # of what is left of the time for booting that they may be measured
+
+
+class Models:
+    def __init__(self, boot: Boot, device: torch.device, channel: WorkerEnd, steps: Steps) -> None:
+        self._boot, self._device, self._channel, self._steps = boot, device, channel, steps
+        self._loaded: dict[str, Adapter] = {}  # the one used last stands last
+        self._born = psutil.Process().create_time()
+        self._booting = False
+
+    def __len__(self) -> int:
+        return len(self._loaded)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._loaded
+
+    def preload(self) -> None:
+        """Load what is to be loaded before the worker is ready, and tell how far that is. Raises whatever keeps one
+        from loading."""
+        specs = [spec for spec in self._boot.specs if spec.preload]
+        self._booting = True
+        for done, spec in enumerate(specs):
+            self._told = (done + 0.5) / (len(specs) + 1)
+            self._channel.send(Progress(f"loading {spec.name}", self._told))
+            self.get(spec)
+        self._booting = False
+
+    def get(self, spec: ModelSpec, batch: int | None = None) -> Adapter:
+        """The loaded model. The master hears when it is loaded for a batch. Raises whatever keeps it from loading."""
+        adapter = self._loaded.pop(spec.name, None)
+        if adapter is None:
+            if batch is None:
+                adapter = self._load_somehow(spec)
+            else:
+                self._channel.send(Loading(batch, spec.name, done=False))
+                try:
+                    adapter = self._load_somehow(spec)
+                finally:
+                    self._channel.send(Loading(batch, spec.name, done=True))
+        self._loaded[spec.name] = adapter
+        return adapter
+
+    def ready(self, name: str) -> Adapter | None:
+        """The model if it is loaded now; may be asked in any thread."""
+        return self._loaded.get(name)
+
+    def close(self, name: str) -> None:
+        """Let go of a loaded model that nobody uses, and of all that it holds."""
+        adapter = self._loaded.pop(name)
+        self._steps.forget(adapter)
+        _close(adapter)
+        del adapter
+        self.free_memory()
+
+    def free_memory(self) -> None:
+        """Give back what is no longer in use."""
+        gc.collect()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    # --- loading ------------------------------------------------------------------------------------------------------
+
+    def _load_somehow(self, spec: ModelSpec) -> Adapter:
+        """Load it, with less company where there is no room."""
+        idle = self._idle()
+        most = self._boot.loaded_models
+        while most and not spec.preload and len(self._others()) >= most and idle:
+            self.close(idle.pop(0))
+        while True:
+            try:
+                return self._load(spec)
+            except Exception as fault:
+                if not idle or not (lacks_memory(fault) or isinstance(fault, OutOfMemory)):
+                    raise
+            # Past the handler: the exception would keep alive what filled the memory.
+            self.close(idle.pop(0))
+
+    def _others(self) -> list[str]:
+        """Loaded, and not to stay; the one not used for longest first."""
+        stay = {spec.name for spec in self._boot.specs if spec.preload}
+        return [name for name in self._loaded if name not in stay]
+
+    def _idle(self) -> list[str]:
+        """Those of the others that may be closed."""
+        return [name for name in self._others() if not self._steps.uses(name)]
+
+    def _load(self, spec: ModelSpec) -> Adapter:
+        module, _, name = spec.adapter.partition(":")
+        adapter: Adapter = getattr(importlib.import_module(module), name)(spec.options, self._device)
+        since = self._born if self._booting else time.time()
+        try:
+            adapter.load()
+            if self._boot.warm_up:
+                adapter.warm_up()
+                self._measure(adapter, spec, since)
+        except BaseException:
+            self._steps.forget(adapter)
+            _close(adapter)
+            raise
+        return adapter
+
+    def _measure(self, adapter: Adapter, spec: ModelSpec, since: float) -> None:
+        """A stepped model's forwards, for as long as there is time. What takes longer than booting may, counted from
+        `since`, is taken to hang; other models may have to load, too."""
+        if spec.stepped:
+            left = SHARE * (self._boot.boot_timeout - (time.time() - since))
+            self._steps.measure(adapter, spec, time.monotonic() + min(LONGEST, left), self._tell)
+
+    def _tell(self, what: str) -> None:
+        if self._booting:
+            self._channel.send(Progress(what, self._told))
+
+
+def _close(adapter: Adapter) -> None:
+    """What a model fails at on its way out is not what keeps the worker from going on."""
+    try:
+        adapter.close()
+    except Exception:
+        print(f"{type(adapter).__name__} could not be closed:", file=sys.stderr)
+        traceback.print_exc()
