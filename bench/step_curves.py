@@ -79,7 +79,7 @@ class Curve(StepAdapter):
 
     def load(self) -> None:
         self.kind = str(self.options["kind"])
-        stepper.Stepper = SteppedAs  # type: ignore[misc]
+        stepper.Stepper = SteppedAs  # type: ignore[misc, assignment]
 
     def warm_up(self) -> None:
         """One request by a stepper of its own: the worker's learns nothing from it."""
