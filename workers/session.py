@@ -8,6 +8,7 @@ stepped models share the loop with batches, step by step (`session_steps.py`).
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import os
@@ -145,12 +146,12 @@ class Session:
         self._codecs.shutdown(wait=True)
 
     def _turn(self) -> None:
-        try:
+        work: Prepared | Ping | Stop | None = None
+        with contextlib.suppress(queue.Empty):
             work = self._queue.get(block=not self._steps.busy)
-        except queue.Empty:
-            self._steps.advance()
-            return
         match work:
+            case None:
+                self._steps.advance()
             case Prepared() if self._specs[work.batch.model].stepped:
                 self._steps.join(work, self._specs[work.batch.model])
             case Prepared():

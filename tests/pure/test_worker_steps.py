@@ -205,6 +205,13 @@ def test_a_job_that_fails_at_a_step_or_cannot_start_fails_alone(bench):
     assert np.array_equal(bench.image("good", done["good"]), step_model.expected(pixels(png()), 10))
 
 
+def test_the_log_of_a_step_that_fails_tells_of_nothing_else(bench, capfd):
+    bench.send(bench.order("bad", act="raise", steps=3))
+    bench.answers("bad")
+    told = capfd.readouterr().err
+    assert "adder: told to raise" in told and "During handling" not in told and "Empty" not in told
+
+
 def test_what_does_not_fit_together_is_run_apart_and_what_does_not_fit_alone_fails(bench):
     orders = [bench.order(str(n), data=png(n), steps=8, act="oom", at=3, fits=1) for n in range(3)]
     bench.send(*orders, bench.order("large", steps=8, act="oom", at=3))
