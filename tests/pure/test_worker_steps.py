@@ -6,6 +6,7 @@ import io
 import os
 import threading
 from dataclasses import replace
+from itertools import pairwise
 from multiprocessing import Pipe
 
 import numpy as np
@@ -175,6 +176,24 @@ def test_between_two_steps_there_is_at_most_one_batch(bench, monkeypatch):
     bench.send(*(bench.order(f"plain{n}", model="stub") for n in range(6)))
     bench.answers("long", *(f"plain{n}" for n in range(6)))
     assert len(set(seen)) == 6, "a step was made after each"
+
+
+def test_after_a_long_batch_steps_have_as_long_before_the_next(bench, monkeypatch):
+    seen = []
+    run = Stub.run
+
+    def noted(stub, items):
+        seen.append(len(bench.network.forwards))
+        return run(stub, items)
+
+    monkeypatch.setattr(Stub, "run", noted)
+    bench.send(bench.order("long", steps=500, forward_ms=1.0))
+    bench.hear(progress("long", 0.01))
+    bench.send(*(bench.order(f"plain{n}", model="stub", base_ms=100) for n in range(5)))
+    bench.hear(lambda said: jobs_of(said) >= {f"plain{n}" for n in range(5)})
+    assert all(after - before >= 5 for before, after in pairwise(seen)), seen
+    bench.send(Ping(1), Drop(1, "long"))
+    bench.answers("long", *(f"plain{n}" for n in range(5)))
 
 
 def test_a_dropped_job_leaves_in_mid_run_and_its_companions_go_on(bench):
