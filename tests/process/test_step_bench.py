@@ -14,7 +14,7 @@ FASTER = 20.0  # long enough that requests of one moment meet
 
 def work() -> list[Request]:
     """Three requests that may share forwards, two of them for as many steps, one of another kind, and an urgent one."""
-    cast = [("sd", 12, 0, 2), ("sd", 12, 0, 2), ("sd", 6, 0, 1), ("edit", 5, 0, 3), ("sd", 4, 1, 0)]
+    cast = [("sd", 24, 0, 2), ("sd", 24, 0, 2), ("sd", 12, 0, 1), ("edit", 5, 0, 3), ("sd", 4, 1, 0)]
     return [Request(number, 0.0, *one) for number, one in enumerate(cast)]
 
 
