@@ -211,7 +211,8 @@ def draw(found: Found, target: str) -> None:
         axis.set_xticks(range(len(names)), names)
         axis.set_ylabel("seconds", fontsize=8)
         axis.set_title(f"load {load}", fontsize=9)
-    axes[0, 0].legend(fontsize=7, ncols=5, frameon=False)
+    handles = axes[0, 0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", fontsize=7, ncols=5, frameon=False)
     figure.suptitle("Latency: mean (bar) and P95 (mark)", fontsize=10)
     save(figure, target)
 
