@@ -1,32 +1,37 @@
 """W4: how long images wait for their steps, by kind, steps and urgency, against three usual policies.
 
-    python -m bench.diffusion [--runs 15] [--quick] [--worker] [--draw schedule.png]
+    python -m bench.diffusion [--runs 15] [--loads 0.3 0.6 0.9] [--quick] [--draw schedule.png]
+    python -m bench.diffusion --worker [--runs 3] [--loads 0.3] [--append] [--faster 20] [--quick]
 
 The real batcher, learning from nothing, on a fake clock with published step times (`bench/step_load.py`); each run is
-another seed, and all policies get the same requests. `--worker` instead drives the real stepper, whose network sleeps
-those times, twenty times as fast, and tells how far the simulation is from that. `--draw` only draws one schedule.
-Writes bench/results/diffusion.json and diffusion.png, or diffusion_worker.json.
+another seed, and all policies get the same requests. `--worker` instead sends them to real servers, whose networks
+sleep those times, twenty times as fast (`bench/step_worker.py`), and tells how far the simulation is from that; three
+runs of all loads take twenty minutes, so it can measure one load after the other and add what it finds. `--draw` only
+draws one schedule. Writes bench/results/diffusion.json and diffusion.png, or diffusion_worker.json and .png.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import statistics
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.progress import Progress
 
-from bench.common import machine_facts, write_result
+from bench.common import RESULTS, machine_facts, write_result
 from bench.runs import goal, parser, plot, print_tables, save, show, spread, table
-from bench.step_load import OURS, POLICIES, RIVALS, STEPS, Policy, Request, ours, requests, seconds, simulate
+from bench.step_load import OURS, POLICIES, RIVALS, STEPS, Request, ours, requests, seconds, simulate
 from models.stepping.batcher import Waiting
 from models.stepping.costs import variety_of
 
 LOADS = (0.3, 0.6, 0.9)
 FIRST_SEED = 1_000  # the policy was made with smaller ones
-FASTER = 20.0
+FASTER, REAL_RUNS, REAL_COUNT = 20.0, 3, 150  # with a real worker
+WORKER = RESULTS / "diffusion_worker.json"
 COLOURS = ("#d1495b", "#30638e", "#9fb4c7", "#c9ada7", "#bbbbbb")
 ALL, URGENT = "all", "P0"
 
@@ -48,22 +53,29 @@ def latencies(work: Sequence[Request]) -> Latencies:
 
 
 def measure(
-    runs: int, count: int, loads: Sequence[float], run: Callable[[list[Request], Policy], object],
-    policies: Sequence[str] = tuple(POLICIES),
+    runs: int, count: int, loads: Sequence[float], run: Callable[[dict[str, list[Request]]], object],
+    policies: Sequence[str] = tuple(POLICIES), found: Found | None = None,
 ) -> Found:  # fmt: skip
-    """Every policy on the same requests, seed by seed."""
-    found: Found = {load: {name: [] for name in policies} for load in loads}
+    """So many runs more of every policy at each load, all on the same requests, seed by seed. They are added to what
+    was `found` before."""
+    found = {} if found is None else found
     with Progress(refresh_per_second=1) as progress:
-        task = progress.add_task("", total=runs * len(loads) * len(policies))
-        for seed in range(FIRST_SEED, FIRST_SEED + runs):
-            for load in loads:
-                for name in policies:
-                    progress.update(task, description=f"seed {seed}, load {load}: {name}")
-                    work = requests(seed, load, count)
-                    run(work, POLICIES[name](work))
-                    found[load][name].append(latencies(work))
-                    progress.advance(task)
+        task = progress.add_task("", total=runs * len(loads))
+        for load in [*loads] * runs:
+            there = found.setdefault(load, {name: [] for name in policies})
+            seed = FIRST_SEED + len(there[OURS])
+            progress.update(task, description=f"seed {seed}, load {load}")
+            works = {name: requests(seed, load, count) for name in policies}
+            run(works)
+            for name, work in works.items():
+                there[name].append(latencies(work))
+            progress.advance(task)
     return found
+
+
+def on_clock(works: Mapping[str, list[Request]]) -> None:
+    for name, work in works.items():
+        simulate(work, POLICIES[name](work))
 
 
 def ratio(all_seeds: Mapping[str, list[Latencies]], name: str, which: int) -> dict[str, float]:
@@ -143,76 +155,58 @@ def _decision(count: int, least: int) -> float:
     return (time.process_time_ns() - began) / 1e3 / gone
 
 
-# --- the real stepper -------------------------------------------------------------------------------------------------
-
-
-class Sleeper:
-    """A network that takes its time, and computes nothing."""
-
-    name = "sleeper"
-
-    def forward(self, calls: Sequence[Any]) -> list[None]:
-        variety = variety_of(call.variant for call in calls)
-        time.sleep(seconds(calls[0].key, len(calls), variety) / FASTER)
-        return [None] * len(calls)
-
-
-def on_stepper(work: list[Request], policy: Policy) -> None:
-    """Drive the real stepper in real time. Latencies are told in the seconds of the curves."""
-    import torch
-
-    from models.base import Output
-    from models.stepping.contract import Lane, StepCall
-    from models.stepping.stepper import StepEvents, Stepper
-
-    network, began = Sleeper(), time.monotonic()
-
-    def now() -> float:
-        return (time.monotonic() - began) * FASTER
-
-    def run(request: Request) -> Generator[StepCall, None, Output]:
-        for _ in range(request.calls):
-            yield StepCall(network, (), {}, 1, request.key(), Lane(request.lane()), request.variant())
-            request.done += 1
-        return Output()
-
-    def ended(number: int, end: Output | Exception) -> None:
-        if isinstance(end, Exception):
-            raise end
-        work[number].ended = now()
-
-    stepper = Stepper(torch.device("cpu"), policy, StepEvents(ended), clock=now)  # type: ignore[arg-type]
-    coming = iter([*work, None])
-    after = next(coming)
-    while after or stepper.busy:
-        while after and after.came <= now():
-            stepper.join(after.id, run(after), priority=after.priority, remaining=after.steps, cancelled=lambda: False)
-            after = next(coming)
-        if stepper.busy:
-            stepper.advance()
-        elif after:
-            time.sleep(max(0.0, after.came - now()) / FASTER)
+# --- the real worker --------------------------------------------------------------------------------------------------
 
 
 def fidelity(found: Found, simulated: Found) -> dict[str, Any]:
-    """How far the simulation is from the real stepper, on the same requests."""
+    """How far the simulation is from the real worker, on the same requests."""
     rows = [
-        [name, show(spread(real[ALL][0] / fake[ALL][0] for real, fake in zip(
-            found[load][name], simulated[load][name], strict=True)))]
-        for load in found for name in found[load]
+        [f"{load}", *(
+            show(spread(real[ALL][0] / fake[ALL][0] for real, fake in zip(
+                found[load][name], simulated[load][name], strict=True)))
+            for name in simulated[load]
+        )]
+        for load in found
     ]  # fmt: skip
-    return table("Mean latency of all requests: real stepper / simulation", ["policy", ""], rows)
+    policies = next(iter(simulated.values()))
+    return table("Mean latency of all requests: real worker / simulation", ["load", *policies], rows)
+
+
+def on_worker(given: argparse.Namespace, facts: dict[str, Any], about: str) -> None:
+    """Measure, or measure more, and write all that is known."""
+    from bench.step_worker import NAMES, SEATS, on_workers, overhead
+
+    count, faster = (30, 40.0) if given.quick else (REAL_COUNT, given.faster)
+    ways: dict[str, Any] = {"requests": count, "faster": faster}
+    before = json.loads(WORKER.read_text("utf-8")) if given.append else {"ways": ways, "found": {}}
+    if before["ways"] != ways:
+        raise SystemExit(f"{WORKER.name} was measured with {before['ways']}; leave out --append to begin anew")
+    found: Found = {float(load): seeds for load, seeds in before["found"].items()}
+    around = overhead(faster)
+    measure(min(given.runs, REAL_RUNS), count, given.loads, lambda works: on_workers(works, faster), NAMES, found)
+    found = dict(sorted(found.items()))
+    simulated: Found = {}
+    for load, seeds in found.items():
+        simulated |= measure(len(seeds[OURS]), count, (load,), on_clock, (OURS, *RIVALS))
+    told = [fidelity(found, simulated), around, *tables(found)]
+    print_tables(told)
+    write_result(WORKER.stem, facts, {
+        "about": f"server, worker process and queues are real, with {SEATS} seats but in one column, "
+                 f"{faster:g} times as fast; {count} requests a run; {about}",
+        "runs": min(len(seeds[OURS]) for seeds in found.values()), "ways": ways, "tables": told, "found": found,
+    })  # fmt: skip
+    draw(found, WORKER.stem)
 
 
 # --- what is written --------------------------------------------------------------------------------------------------
 
 
-def draw(found: Found, name: str) -> None:
+def draw(found: Found, target: str) -> None:
     """Mean (bars) and P95 (marks) of each policy by class, one panel for each load."""
     figure, axes = plot().subplots(len(found), 1, figsize=(9, 2.6 * len(found)), layout="constrained", squeeze=False)
     for axis, (load, all_seeds) in zip(axes[:, 0], found.items(), strict=True):
         names = list(all_seeds[OURS][0])
-        for place, (policy, colour) in enumerate(zip(POLICIES, COLOURS, strict=True)):
+        for place, (policy, colour) in enumerate(zip(all_seeds, COLOURS, strict=True)):
             at = [number + (place - 2) * 0.17 for number in range(len(names))]
             mean, last = ([statistics.median(one[name][which] for one in all_seeds[policy]) for name in names]
                           for which in (0, 1))
@@ -221,14 +215,18 @@ def draw(found: Found, name: str) -> None:
         axis.set_xticks(range(len(names)), names)
         axis.set_ylabel("seconds", fontsize=8)
         axis.set_title(f"load {load}", fontsize=9)
-    axes[0, 0].legend(fontsize=7, ncols=5, frameon=False)
+    handles = axes[0, 0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", fontsize=7, ncols=5, frameon=False)
     figure.suptitle("Latency: mean (bar) and P95 (mark)", fontsize=10)
-    save(figure, name)
+    save(figure, target)
 
 
 def main() -> None:
     arguments = parser(__doc__, runs=15)
-    arguments.add_argument("--worker", action="store_true", help="drive the real stepper, in real time")
+    arguments.add_argument("--loads", type=float, nargs="+", default=LOADS, help="those to measure [all three]")
+    arguments.add_argument("--worker", action="store_true", help="with a real server and its worker, in real time")
+    arguments.add_argument("--faster", type=float, default=FASTER, help=f"how much its network hurries [{FASTER:g}]")
+    arguments.add_argument("--append", action="store_true", help="add runs to what --worker has written before")
     arguments.add_argument("--draw", type=Path, metavar="PNG", help="draw one schedule of the real batcher there")
     given = arguments.parse_args()
     if given.draw:
@@ -237,18 +235,12 @@ def main() -> None:
         draw_schedule(given.draw)
         return
     facts = machine_facts(("torch", "numpy"))
-    runs, count = (2, 200) if given.quick else (given.runs, 1_000)
     about = "step times of an H200, both kinds bring half of the work"
     if given.worker:
-        runs, count, loads, names = min(runs, 2), 100, (0.6,), (OURS, *RIVALS)
-        found = measure(runs, count, loads, on_stepper, names)
-        told = [fidelity(found, measure(runs, count, loads, simulate, names)), *tables(found)]
-        print_tables(told)
-        write_result("diffusion_worker", facts, {
-            "about": f"the real stepper, {count} requests a run; {about}", "runs": runs, "tables": told, "found": found,
-        })  # fmt: skip
+        on_worker(given, facts, about)
         return
-    found = measure(runs, count, LOADS, simulate)
+    runs, count = (2, 200) if given.quick else (given.runs, 1_000)
+    found = measure(runs, count, given.loads, on_clock)
     told, aims = [*tables(found), decisions(given.quick)], goals(found)
     print_tables(told, aims)
     write_result("diffusion", facts, {

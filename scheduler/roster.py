@@ -102,11 +102,18 @@ class Worker:
         for a forward or a batch at the most, and all of them for a model that is loaded."""
         if self.loading is not None:
             return self.loading[1]
-        batch = self.batches[0] if self.batches else None
-        limit = batch.hangs + self.seats.patience if batch else math.inf
+        limit = self.batch_hangs
         if self.seats:
-            limit = min(limit, self.seats.sign + self.seats.patience + (batch.patience if batch else 0.0))
+            batch = self.batches[0].patience if self.batches else 0.0
+            limit = min(limit, self.seats.sign + self.seats.patience + batch)
         return limit
+
+    @property
+    def batch_hangs(self) -> float:
+        """The same of its running batch alone; infinite when there is none."""
+        if not self.batches:
+            return math.inf
+        return self.batches[0].hangs + max(self.batches[0].delay, self.seats.patience)
 
     @property
     def state(self) -> Literal["ready", "closing", "hung", "dead"]:

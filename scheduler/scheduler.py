@@ -142,7 +142,7 @@ class Scheduler:
         cost = sum(job.ticket.cost for job in jobs)
         expected = None if stepped else expected_seconds(queue, worker, cost)
         limit = patience(expected, max(job.ticket.timeout for job in jobs), self.config)
-        batch = Batch(self._batches, worker, queue, {}, len(jobs), cost, expected, limit, alone)
+        batch = Batch(self._batches, worker, queue, {}, len(jobs), cost, expected, limit, alone=alone)
         note = f"dispatched to {worker.name}#{worker.incarnation} in batch {batch.number} of {batch.size}"
         for job in jobs:
             job.batch = batch
@@ -176,7 +176,7 @@ class Scheduler:
         elif worker.stuck is not None:
             job = next(iter(worker.stuck.jobs), "gone")
             why = f"the image of job {job} kept a thread for longer than {worker.stuck.patience:.1f} s"
-        elif worker.batches and worker.hangs == worker.batches[0].hangs + worker.seats.patience:
+        elif worker.batches and worker.hangs == worker.batch_hangs:
             batch = worker.batches[0]
             why = f"batch {batch.number} ({batch.group.group} x{batch.size}) did not end within {batch.patience:.1f} s"
         else:
@@ -239,7 +239,10 @@ class Scheduler:
             worker.loading = None
             worker.seats.halt(False, self.now)
         if batch in worker.seats:
+            if worker.batches:  # it may have waited for this one, and begins only now
+                worker.batches[0].delay = max(worker.batches[0].delay, worker.seats.patience)
             worker.seats.leave(batch, self.now)
+            worker.seats.sign = self.now  # its last step may be told a moment later than its end
             self.roster.file(worker)
         else:
             worker.batches.remove(batch)

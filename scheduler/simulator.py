@@ -1,6 +1,6 @@
 """The real scheduler on a fake clock: devices that are slow, run out of memory, crash and hang, and their clients.
 
-A device's loop takes turns, as a real one does: one forward that all its seated jobs share, then a batch.
+A device's loop takes turns, as a real one does: a batch, then forwards that all its seated jobs share, for as long.
 
     simulation = Simulation(Scheduler(), [Device("cuda:0"), Device("cuda:1", slowness=3.0)])
     simulation.closed_loop(clients=64, jobs=10_000)
@@ -140,14 +140,14 @@ class _Seat:
 
 
 class _Life:
-    """One incarnation of a simulated worker. `stepped`: its last deed was a forward, so that a batch may go."""
+    """One incarnation of a simulated worker. `owed`: seconds of forwards until a batch may go."""
 
     def __init__(self, device: Device, incarnation: int) -> None:
         self.device = device
         self.incarnation = incarnation
         self.held: deque[Dispatch] = deque()
         self.seats: dict[int, _Seat] = {}
-        self.stepped = True
+        self.owed = 0.0
         self.busy = False
         self.dead = False
 
@@ -315,8 +315,8 @@ class Simulation:
             return
         life.busy = True
         device = life.device
-        if life.held and (life.stepped or not life.seats):
-            batch, life.stepped = life.held[0], False
+        if life.held and (life.owed <= 0 or not life.seats):
+            batch = life.held[0]
             self.report.batches += 1
             self.report.items += len(batch.tickets)
             seconds = device.fixed + device.each * sum(ticket.cost for ticket in batch.tickets)
@@ -325,7 +325,7 @@ class Simulation:
             else:
                 self._compute(life, batch.tickets, seconds, lambda took: self._finish(life, took))
         else:
-            seats, life.stepped = list(life.seats.values()), True
+            seats = list(life.seats.values())
             self.report.forwards += 1
             self.report.rows += len(seats)
             tickets = [seat.order.tickets[0] for seat in seats]
@@ -349,6 +349,7 @@ class Simulation:
         if life.dead:
             return
         life.busy = False
+        life.owed -= seconds
         self.report.busy[life.device.name] += seconds  # type: ignore[assignment]
         self._tell(Stepped(life.device.name, life.incarnation))
         for seat in seats:
@@ -363,7 +364,7 @@ class Simulation:
         if life.dead:
             return
         batch = life.held.popleft()
-        life.busy = False
+        life.busy, life.owed = False, seconds
         self.report.busy[life.device.name] += seconds  # type: ignore[assignment]
         self.report.done[life.device.name] += len(batch.tickets)
         self._next(life)

@@ -60,9 +60,10 @@ class Batch:
     """Jobs of one group at one worker; a stepped job is a batch of its own, and has a seat.
 
     jobs: those that the worker has not answered yet, cancelled ones among them. expected: seconds it should take, None
-    when nothing like it was measured yet. patience: seconds until it counts as hung. alone: it holds a suspect, and
-    nothing is sent beside it. started: when it became its worker's running batch, or got its seat. spoilt: a job of it
-    failed or was revoked, so that its time says nothing about others. parked, warm, share: see `Seats`.
+    when nothing like it was measured yet. patience: seconds until it counts as hung; those for which it had to wait
+    for a forward come on top, at most `delay` for those of stepped jobs that have left since. alone: it holds a
+    suspect, and nothing is sent beside it. started: when it became its worker's running batch, or got its seat. spoilt:
+    a job of it failed or was revoked, so that its time says nothing about others. parked, warm, share: see `Seats`.
     """
 
     number: int
@@ -73,6 +74,7 @@ class Batch:
     cost: float
     expected: float | None
     patience: float
+    delay: float = 0.0
     alone: bool = False
     started: float | None = None
     spoilt: bool = False

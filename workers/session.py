@@ -8,6 +8,7 @@ stepped models share the loop with batches, step by step (`session_steps.py`).
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import queue
@@ -15,6 +16,7 @@ import sys
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Container, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -90,6 +92,7 @@ class Session:
         self._specs = {spec.name: spec for spec in boot.specs}
         self._codecs = ThreadPoolExecutor(boot.codec_threads, thread_name_prefix="codec")
         self._queue: queue.SimpleQueue[Prepared | Ping | Stop] = queue.SimpleQueue()
+        self._batches: deque[Prepared] = deque()  # taken out of it, not run yet
         self._dropped = Drops()
         self._stopping = False
         self._process = psutil.Process()
@@ -125,25 +128,28 @@ class Session:
     # --- the two loops ----------------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """The device loop: until told to stop. If the master goes away, the process ends where it stands. While jobs
-        step, messages are taken without waiting, and after each batch, or when there is none, a step is made."""
+        """The device loop: until told to stop. If the master goes away, the process ends where it stands. All messages
+        that are there are taken; then a batch is run, unless steps go first, and a step is made after it."""
         threading.Thread(target=self._listen, name="channel", daemon=True).start()
-        while not self._stopping or self._steps.holding:
+        while not self._stopping or self._steps.holding or self._batches:
             self._turn()
         self._codecs.shutdown(wait=True)
 
     def _turn(self) -> None:
-        try:
-            work = self._queue.get(block=not self._steps.busy)
-        except queue.Empty:
-            self._steps.advance()
-            return
+        work: Prepared | Ping | Stop | None = None
+        with contextlib.suppress(queue.Empty):
+            work = self._queue.get(block=not (self._steps.busy or self._batches))
         match work:
+            case None:
+                if self._batches and not self._steps.first:
+                    began = time.monotonic()
+                    self._compute(self._batches.popleft())
+                    self._steps.waited(time.monotonic() - began)
+                self._steps.advance()
             case Prepared() if self._specs[work.batch.model].stepped:
                 self._steps.join(work, self._specs[work.batch.model])
             case Prepared():
-                self._compute(work)
-                self._steps.advance()
+                self._batches.append(work)
             case Ping(number):
                 self._channel.send(self._pong(number))
             case Stop():

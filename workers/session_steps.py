@@ -1,6 +1,7 @@
 """The stepped jobs of a worker: decoded by codec threads like others, then run side by side, forward by forward.
 
 The device loop calls `join` and `advance`; between two steps it takes messages and, at most, runs one ordinary batch.
+After a batch that took longer than a step, steps go on for as long: both have half of the device, whichever is longer.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 PROGRESS_EVERY = 0.1  # seconds between two progress messages of one job
 PREVIEW_EVERY = 1.0  # the same of previews
 REPORT_EVERY = 0.5  # the same of the report that the steps go on
+LONGEST_TURN = 5.0  # seconds of steps for which a batch waits after another, at most
 PREVIEW_SIDE, PREVIEW_QUALITY = 512, 75
 Done = TypeVar("Done")
 
@@ -75,7 +77,7 @@ class Steps:
         self._seated: dict[int, Seated] = {}
         self._batcher: StepBatcher | None = None  # made when first needed: it brings libraries that few workers need
         self._stepper: Stepper | None = None  # likewise
-        self._reported = 0.0
+        self._reported = self._owed = 0.0
         self._in_codecs: dict[int, float] = {}  # by batch, until when a codec thread may be busy with it
         self.holding: set[int] = set()
 
@@ -83,6 +85,15 @@ class Steps:
     def busy(self) -> bool:
         """Whether there is a step to make."""
         return self._stepper is not None and self._stepper.busy
+
+    @property
+    def first(self) -> bool:
+        """Whether steps go before the next batch."""
+        return self.busy and self._owed > 0
+
+    def waited(self, seconds: float) -> None:
+        """For a batch, that long."""
+        self._owed = min(seconds, LONGEST_TURN)
 
     def join(self, prepared: Prepared, spec: ModelSpec) -> None:
         """A job that is decoded sits down."""
@@ -108,8 +119,10 @@ class Steps:
         """One step, if there is one to make."""
         if self._stepper is None or not self._stepper.busy:
             return
+        began = time.monotonic()
         self._stepper.advance()
         now = time.monotonic()
+        self._owed -= now - began
         if now - self._reported >= REPORT_EVERY or not self._stepper.busy:
             self._reported = now
             self._tell_stuck(now)

@@ -191,6 +191,37 @@ def test_steps_that_go_on_do_not_hide_a_batch_that_never_ends():
     assert len(restarts) == 1 and "batch" in restarts[0].why
 
 
+def test_who_leaves_after_a_long_forward_does_not_make_the_others_late():
+    play = Play("a")
+    sit(play, "large", timeout=600.0)
+    sit(play, "small", timeout=10.0)
+    assert not of(play.tick(after=100.0), Restart)
+    assert not of(play.stand_up("a", "large"), Restart), "the small one's first step had to wait for the large one"
+    assert not of(play.tick(after=9.0), Restart)
+    assert of(play.tick(after=1.5), Restart)
+
+
+def test_a_batch_that_waited_for_a_long_forward_is_not_late_when_that_was_the_last():
+    play = Play("a")
+    sit(play, "large", timeout=600.0)
+    play.submit("plain", timeout=30.0)
+    assert not of(play.tick(after=100.0), Restart)
+    assert not of(play.stand_up("a", "large"), Restart), "the batch begins only now"
+    play.finish("a", seconds=20.0)
+    assert play.ended == {"large": "done", "plain": "done"}
+
+
+def test_jobs_that_come_and_go_do_not_hide_a_batch_that_never_ends():
+    play = Play("a")
+    play.submit("plain", timeout=30.0)
+    for number in range(20):
+        if not of(play.log, Restart):
+            sit(play, f"job{number}", timeout=10.0)
+            play.stand_up("a", f"job{number}", after=4.0)
+    (restart,) = of(play.log, Restart)
+    assert "batch" in restart.why and play.now == pytest.approx(140.0, abs=4.0)
+
+
 def test_a_step_told_by_a_former_incarnation_counts_for_nothing():
     from scheduler.events import Stepped
 

@@ -6,6 +6,7 @@ import io
 import os
 import threading
 from dataclasses import replace
+from itertools import pairwise
 from multiprocessing import Pipe
 
 import numpy as np
@@ -179,6 +180,24 @@ def test_between_two_steps_there_is_at_most_one_batch(bench, monkeypatch):
     assert len(set(seen)) == 6, "a step was made after each"
 
 
+def test_after_a_long_batch_steps_have_as_long_before_the_next(bench, monkeypatch):
+    seen = []
+    run = Stub.run
+
+    def noted(stub, items):
+        seen.append(len(bench.network.forwards))
+        return run(stub, items)
+
+    monkeypatch.setattr(Stub, "run", noted)
+    bench.send(bench.order("long", steps=500, forward_ms=1.0))
+    bench.hear(progress("long", 0.01))
+    bench.send(*(bench.order(f"plain{n}", model="stub", base_ms=100) for n in range(5)))
+    bench.hear(lambda said: jobs_of(said) >= {f"plain{n}" for n in range(5)})
+    assert all(after - before >= 5 for before, after in pairwise(seen)), seen
+    bench.send(Ping(1), Drop(1, "long"))
+    bench.answers("long", *(f"plain{n}" for n in range(5)))
+
+
 def test_a_dropped_job_leaves_in_mid_run_and_its_companions_go_on(bench):
     bench.send(bench.order("a", steps=500), bench.order("b", data=png(2), steps=60))
     bench.hear(progress("a", 0.01))
@@ -205,6 +224,13 @@ def test_a_job_that_fails_at_a_step_or_cannot_start_fails_alone(bench):
     assert codes == {"good": None, "bad": "model_failed", "never": "model_failed", "broken": "invalid_image"}
     assert "told" not in done["bad"].error.message
     assert np.array_equal(bench.image("good", done["good"]), step_model.expected(pixels(png()), 10))
+
+
+def test_the_log_of_a_step_that_fails_tells_of_nothing_else(bench, capfd):
+    bench.send(bench.order("bad", act="raise", steps=3))
+    bench.answers("bad")
+    told = capfd.readouterr().err
+    assert "adder: told to raise" in told and "During handling" not in told and "Empty" not in told
 
 
 def test_what_does_not_fit_together_is_run_apart_and_what_does_not_fit_alone_fails(bench):
