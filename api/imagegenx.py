@@ -98,7 +98,7 @@ class Reader:
             spec = named(self._engine.catalogue, asked.model_type)
             check_counts(spec, counts)
             return spec
-        return choose(self._engine.catalogue, DRAW, counts, (self._settings.imagegenx_model,), params)
+        return choose(self._engine.offered, DRAW, counts, (self._settings.imagegenx_model,), params)
 
     def requests(
         self, request: Request, asked: schema.Task, texts: Sequence[str], images: tuple[ImagePart, ...] = (),

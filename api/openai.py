@@ -88,7 +88,7 @@ class Counter:
         if asked.model and asked.model in self._engine.catalogue:
             return self._engine.catalogue[asked.model]
         count = {role: len(found.images[role]) for role in ROLES}
-        return choose(self._engine.catalogue, tasks, count, (self._settings.openai_model,))
+        return choose(self._engine.offered, tasks, count, (self._settings.openai_model,))
 
     def _requests(
         self, request: Request, asked: ImagesRequest, spec: ModelSpec, images: tuple[ImagePart, ...]
@@ -212,7 +212,7 @@ def router(engine: Engine, settings: Settings) -> APIRouter:
     @api.get("/models", operation_id="openai_models", summary="All models",
              response_model=openai_shapes.ModelPage)
     async def models() -> Response:
-        return JSONResponse({"object": "list", "data": [openai_shapes.model(spec, began) for spec in engine.catalogue]})
+        return JSONResponse({"object": "list", "data": [openai_shapes.model(spec, began) for spec in engine.offered]})
 
     @api.get("/models/{name}", operation_id="openai_model", summary="One model", response_model=openai_shapes.Model)
     async def model(name: str) -> Response:

@@ -20,6 +20,7 @@ from core.errors import (
     Draining,
     ImagePoolError,
     InvalidParameter,
+    ModelFailed,
     NoDevice,
     Overloaded,
     StorageFull,
@@ -96,7 +97,7 @@ class Engine:
             self.register, self.flights, self._departures, self._endings, arena, metrics, self.tell
         )
         self.up = self._arrivals.up  # ready workers and their incarnation
-        self.steps = self._arrivals.steps
+        self.steps, self.refusal = self._arrivals.steps, self._arrivals.refusal
         self._events: deque[Event] = deque()
         self._telling = False
         self._timer: asyncio.TimerHandle | None = None
@@ -199,6 +200,18 @@ class Engine:
             self.metrics.refused("overloaded")
             raise
 
+    @property
+    def offered(self) -> Catalogue:
+        """The models without those that no ready worker could load."""
+        if not any(map(self.refusal, (spec.name for spec in self.catalogue))):
+            return self.catalogue
+        return Catalogue([spec for spec in self.catalogue if not self.refusal(spec.name)])
+
+    def _served(self, name: str) -> ModelSpec:
+        if why := self.refusal(name):
+            raise ModelFailed(f"{why}; its operator can mend that and restart the server")
+        return self.catalogue[name]
+
     async def submit(self, request: ImageRequest, permit: Permit | None = None) -> Job:
         """Accept a durable request: on return it is on disk. With an `idempotency_key` an equal earlier request's job
         comes back. Raises what `admit` raises and the idempotency errors."""
@@ -208,7 +221,7 @@ class Engine:
 
     async def _submit(self, request: ImageRequest, permit: Permit) -> Job:
         with permit:
-            spec = self.catalogue[request.model]
+            spec = self._served(request.model)
             try:
                 self._keeper.check_room()
                 async with self._keeper.once(request) as duplicate:
@@ -238,7 +251,7 @@ class Engine:
         """Run a request that lives as long as its client waits: submit, wait, result. Cancelling this coroutine cancels
         the job at once. `heard(fraction)` is told of progress, `seen(jpeg)` gets the previews, where the request asks
         for them. Raises the job's own error when it failed."""
-        spec = self.catalogue[request.model]
+        spec = self._served(request.model)
         with permit or self.admit(sum(image.size for image in request.images), request.tenant) as permit:
             if self.draining:  # it began while the body was read
                 raise _draining()

@@ -17,7 +17,8 @@ from core.request import ImagePart, OutputFormat, Span
 @dataclass(frozen=True, slots=True)
 class Boot:
     """How an incarnation starts. `visible` is its CUDA_VISIBLE_DEVICES ("" for a CPU worker), `threads` torch's
-    intra-op threads, `codec_threads` the decode/encode threads beside the device loop, `root` the outputs folder."""
+    intra-op threads, `codec_threads` the decode/encode threads beside the device loop, `root` the outputs folder,
+    `alike` whether all devices of the server are of one kind."""
 
     worker: str
     incarnation: int
@@ -31,6 +32,7 @@ class Boot:
     arena_bytes: int
     warm_up: bool = True
     log_level: str = "info"
+    alike: bool = True
 
 
 @by_position
@@ -94,7 +96,8 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """Loaded and warmed up. `facts`: device name, memory, versions, seconds to load."""
+    """Loaded and warmed up. `facts`: device name, memory, versions, seconds to load; `refused`: by name, why models
+    could not be loaded."""
 
     facts: Mapping[str, Any]
 

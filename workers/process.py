@@ -13,7 +13,7 @@ from multiprocessing import reduction
 from multiprocessing.connection import Connection
 from typing import Any
 
-from core.errors import ErrorInfo
+from core.errors import ErrorInfo, ImagePoolError
 from core.heap import keep_heap
 from workers.channel import WorkerEnd
 from workers.messages import Boot, BootFailed, Progress
@@ -82,7 +82,9 @@ def settle(boot: Boot) -> None:
 
 
 def boot_failure_words(fault: BaseException) -> str:
-    """Why a worker cannot start, without paths."""
+    """Why a worker cannot start, or a model not be loaded, without paths."""
+    if isinstance(fault, ImagePoolError):
+        return fault.message
     if isinstance(fault, ModuleNotFoundError):
         return f"the package '{fault.name}' is missing; install the requirements of its model"
     if type(fault).__name__ == "OutOfMemoryError" or isinstance(fault, MemoryError):

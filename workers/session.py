@@ -9,7 +9,6 @@ stepped models share the loop with batches, step by step (`session_steps.py`).
 from __future__ import annotations
 
 import gc
-import importlib
 import os
 import platform
 import queue
@@ -56,6 +55,7 @@ from workers.messages import (
     Stop,
 )
 from workers.metadata import Metadata
+from workers.session_models import Shelf
 from workers.session_steps import Steps
 from workers.watermark import draw
 
@@ -90,7 +90,8 @@ class Session:
         self._boot, self._channel = boot, channel
         self._arena = ArenaView(arena_fd, boot.arena_bytes)
         self._specs = {spec.name: spec for spec in boot.specs}
-        self._adapters: dict[str, Adapter] = {}
+        self._shelf = Shelf(boot.specs, warm_up=boot.warm_up, alike=boot.alike)
+        self._adapters = self._shelf.adapters
         self._codecs = ThreadPoolExecutor(boot.codec_threads, thread_name_prefix="codec")
         self._queue: queue.SimpleQueue[Prepared | Ping | Stop] = queue.SimpleQueue()
         self._dropped = Drops()
@@ -100,34 +101,26 @@ class Session:
     # --- starting ---------------------------------------------------------------------------------------------------
 
     def load(self) -> None:
-        """Load and warm up the models, and say so. Raises whatever keeps a model from loading."""
+        """Load and warm up the models, and say so. Raises what keeps all of them from loading, or the device from
+        working."""
         torch.set_num_threads(max(1, self._boot.threads))
         self._device = torch.device(self._boot.device)
         self._steps = Steps(self._device, self, self._channel, self._codecs)
         if self._device.type == "cuda":
             torch.zeros(1, device=self._device)  # fails here, with its reason, rather than at the first job
-        preload = [spec for spec in self._boot.specs if spec.preload]
-        for done, spec in enumerate(preload):
-            self._channel.send(Progress(f"loading {spec.name}", (done + 0.5) / (len(preload) + 1)))
-            self.adapter(spec)
+        self._shelf.fill(self._device, lambda name, done: self._channel.send(Progress(f"loading {name}", done)))
         self._channel.send(Ready(self._facts(time.time() - self._process.create_time())))
 
     def adapter(self, spec: ModelSpec) -> Adapter:
         """The loaded model. Raises whatever keeps it from loading."""
-        if spec.name not in self._adapters:
-            module, _, name = spec.adapter.partition(":")
-            adapter: Adapter = getattr(importlib.import_module(module), name)(spec.options, self._device)
-            adapter.load()
-            if self._boot.warm_up:
-                adapter.warm_up()
-            self._adapters[spec.name] = adapter
-        return self._adapters[spec.name]
+        return self._shelf.adapter(spec, self._device)
 
     def _facts(self, seconds: float) -> dict[str, object]:
         facts: dict[str, object] = {
             "torch": str(torch.__version__),  # a class of torch's own, with which the master would have to import torch
             "threads": torch.get_num_threads(),
             "seconds_to_load": round(seconds, 2), "models": len(self._adapters),
+            "refused": self._shelf.refused,
         }
         if self._device.type == "cuda":
             properties = torch.cuda.get_device_properties(self._device)

@@ -37,7 +37,8 @@ class Diffusion(StepAdapter):
     """
 
     def load(self) -> None:
-        """Raises `ModelFailed` with a sentence: what is missing, refused or too large, and what to do."""
+        """Raises `ModelFailed` with a sentence: what is missing or refused, and what to do. `OutOfMemory` when it
+        is too large for the device."""
         source = sources.find(self.options)
         if not self.options.get("trust_pickle"):
             source.refuse_pickles()

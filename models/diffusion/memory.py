@@ -17,7 +17,7 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from core.errors import ModelFailed, OutOfMemory
+from core.errors import OutOfMemory
 from models.diffusion.residency import Residency
 
 SHARE = 0.85  # of the device's memory for weights; the rest is for what they compute
@@ -140,7 +140,7 @@ def sizes_of(parts: Mapping[str, Any]) -> dict[str, int]:
 
 
 def refuse_too_large(sizes: dict[str, int], budget: int, offload: bool) -> None:
-    """Raises `ModelFailed` with the numbers when networks of these sizes, in bytes, cannot run within the budget: all
+    """Raises `OutOfMemory` with the numbers when networks of these sizes, in bytes, cannot run within the budget: all
     of them at once, or with `offload` one at a time."""
     whole = sum(sizes.values())
     largest = max(sizes, key=sizes.__getitem__, default="")
@@ -148,11 +148,11 @@ def refuse_too_large(sizes: dict[str, int], budget: int, offload: bool) -> None:
         return
     if not offload:
         advice = "set the model's option 'offload' to true (one network at a time), " if len(sizes) > 1 else ""
-        raise ModelFailed(
+        raise OutOfMemory(
             f"its weights need {readable(whole)} and this device has {readable(budget)} for weights; {advice}choose "
             "a 'dtype' of fewer bits, or a device with more memory"
         )
-    raise ModelFailed(
+    raise OutOfMemory(
         f"even alone, its {largest} needs {readable(sizes[largest])} and this device has {readable(budget)} for "
         "weights; choose a 'dtype' of fewer bits, or a device with more memory"
     )
