@@ -353,10 +353,10 @@ class Engine:
     ) -> Live:
         request, now = job.request, self._loop.time()
         left = None if request.deadline is None else request.deadline - (time.time() - job.created_at)
-        image = request.image
+        frame = request.frame
         ticket = Ticket(
-            id=job.id, group=spec.group(image, request.params, self.settings.resolution_caps),
-            cost=spec.cost(image, request.params), priority=request.priority, tenant=request.tenant,
+            id=job.id, group=spec.group(frame, request.params, self.settings.resolution_caps),
+            cost=spec.cost(frame, request.params), priority=request.priority, tenant=request.tenant,
             deadline=None if left is None else now + left,
             size=sum(part.size for part in request.images), timeout=spec.timeout,
         )
@@ -374,7 +374,7 @@ class Engine:
             job.request = replace(job.request, params=spec.check_params(job.request.params))
         except (UnknownModel, InvalidParameter) as fault:  # the model has gone or changed since
             spec = ModelSpec(job.request.model, "", "")
-            live = Live(job, spec, Ticket(job.id, spec.group(job.request.image, {}, ())), grant,
+            live = Live(job, spec, Ticket(job.id, spec.group(job.request.frame, {}, ())), grant,
                         self._loop.create_future())
             self.register.add(live)
             self._endings.without_result(live, State.FAILED, fault.info())

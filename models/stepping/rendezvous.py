@@ -20,6 +20,7 @@ import torch
 from greenlet import GreenletExit, getcurrent, greenlet
 from torch import Tensor, nn
 
+from core.errors import InvalidParameter
 from models.base import Output
 from models.stepping.contract import Lane, StepCall
 from models.stepping.merge import MergedNetwork
@@ -181,7 +182,12 @@ class PipelineRun:
         self._scheduler = scheduler
 
     def _work(self) -> Output:
-        return self._finish(self._pipeline(**self._arguments))
+        try:
+            return self._finish(self._pipeline(**self._arguments))
+        except ValueError as fault:
+            if not _is_a_refusal(fault):
+                raise
+            raise InvalidParameter(f"the pipeline refuses this: {str(fault).partition(chr(10))[0][:300]}") from None
 
     def _go_on(self, enter: Callable[..., Any], *what: Any) -> StepCall:
         """Into the greenlet until it needs a network, ends or fails."""
@@ -250,6 +256,13 @@ class _Vae(_StandIn):
     def _wait(self, method: str, first: Tensor, *args: Any, **kwargs: Any) -> Any:
         first = first.to(self.dtype)  # the VAE may have been brought to another precision
         return self._stand_in_run.ask(self._stand_in_methods[method].call((first, *args), kwargs))
+
+
+def _is_a_refusal(fault: ValueError) -> bool:
+    """Whether one of diffusers' own checks of what a pipeline is asked has raised it (`check_inputs` and the like)."""
+    frames = [frame for frame, _ in traceback.walk_tb(fault.__traceback__)]
+    code, module = frames[-1].f_code, str(frames[-1].f_globals.get("__name__"))
+    return module.startswith("diffusers.") and code.co_name.startswith("check_")
 
 
 def _leave_the_models() -> None:
