@@ -131,7 +131,7 @@ class Reader:
 
     def _enlarge(self, scale: int, output: OutputFormat) -> dict[str, Any]:
         """What the second job of a task is to be, as plain data."""
-        spec = choose(self._engine.catalogue, ("upscale",), {"image": 1}, ("upscale",))
+        spec = choose(self._engine.offered, ("upscale",), {"image": 1}, ("upscale",))
         return {"model": spec.name, "params": spec.check_params({"scale": scale}), "output": asdict(output)}
 
 

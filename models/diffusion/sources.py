@@ -138,8 +138,15 @@ def _hub(name: str, variant: str | None, options: Mapping[str, Any], one_network
         safe = None if options.get("trust_pickle") else True
         return Path(DiffusionPipeline.download(name, variant=variant, use_safetensors=safe, **wanted))
     except (OSError, ValueError) as fault:
-        why = "it is not in the cache, and the option 'offline' is set" if offline else _first_line(fault)
+        why = "it is not in the cache, and the option 'offline' is set" if offline else _why_not_fetched(fault)
         raise ModelFailed(f"'{name}' cannot be had from the Hugging Face hub: {why}") from None
+
+
+def _why_not_fetched(fault: Exception) -> str:
+    line = _first_line(fault)
+    if isinstance(fault, ConnectionError) or "Connect" in line or "timed out" in line:
+        return "it is not in the cache, and the hub cannot be reached; fetch it where there is a network"
+    return line
 
 
 def _modelscope(name: str, options: Mapping[str, Any], environ: Mapping[str, str]) -> Path:

@@ -116,6 +116,16 @@ def test_a_hub_id_is_looked_for_in_the_cache_when_offline(tmp_path, monkeypatch)
     assert "'offline' is set" in refusal("owner/tiny", offline=True)
 
 
+def test_a_hub_that_cannot_be_reached_is_told_as_such(monkeypatch):
+    import diffusers
+
+    def unreachable(*args, **more):
+        raise OSError("Got: ConnectError: [Errno -2] Name or service not known")
+
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "download", unreachable)
+    assert "the hub cannot be reached" in refusal("owner/tiny") and "Errno" not in refusal("owner/tiny")
+
+
 def test_variants_are_chosen_and_their_absence_told(copied):
     for name in ("unet", "vae", "text_encoder"):
         (file,) = (copied / name).glob("*.safetensors")
