@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from core.errors import InvalidParameter, UnknownModel
 from core.model import Catalogue, ModelSpec, Param
 from core.request import ROLES, Role
 
+SIZE = ("width", "height")
 _LETTERS = re.compile(r"[^a-z0-9+]")
 
 
@@ -58,6 +60,20 @@ def check(spec: ModelSpec, asked: Mapping[str, Any], usual: Mapping[str, Any]) -
         if param is not None and name not in given and (fits := _fitted(param, value)) is not None:
             given[name] = fits
     return spec.check_params(given)
+
+
+@contextmanager
+def in_their_words(names: Mapping[str, str]) -> Iterator[None]:
+    """Tell a parameter that does not fit by the name that the dialect has for it (`names`, by the model's). Width and
+    height keep theirs in the sentence, where a dialect has one field for the two."""
+    try:
+        yield
+    except InvalidParameter as fault:
+        own = str(fault.details.get("parameter"))
+        if own not in names:
+            raise
+        message = fault.message if own in SIZE else fault.message.replace(f"'{own}'", f"'{names[own]}'")
+        raise InvalidParameter(message, **{**fault.details, "parameter": names[own]}) from None
 
 
 def sampler(spec: ModelSpec, name: str) -> str:

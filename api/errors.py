@@ -98,6 +98,8 @@ def does_not_fit(fault: ValidationError) -> ValidationFailed:
     ]
     where = ".".join(str(part) for part in found[0]["loc"][1:]) or "body"
     what = str(found[0]["msg"]).removeprefix("Value error, ")
+    if found[0]["type"] == "model_type":  # pydantic would name our class
+        what = "must be an object"
     return ValidationFailed(f"'{where[:64]}': {what}", errors=found)
 
 

@@ -172,8 +172,8 @@ def system_status(now: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _device(worker: Mapping[str, Any]) -> dict[str, Any]:
-    same = ("index", "name", "state", "detail", "memory_total", "memory_used", "utilisation", "temperature", "power",
-            "incarnation", "restarts", "current_batch", "steps", "batches", "images", "pace")  # fmt: skip
+    same = ("index", "name", "state", "detail", "refused", "memory_total", "memory_used", "utilisation", "temperature",
+            "power", "incarnation", "restarts", "current_batch", "steps", "batches", "images", "pace")  # fmt: skip
     told = {key: worker[key] for key in same}
     return {"device": worker["worker"], **told, "mean_batch_size": worker["mean_batch"]}
 

@@ -98,7 +98,7 @@ class Reader:
             spec = named(self._engine.catalogue, asked.model_type)
             check_counts(spec, counts)
             return spec
-        return choose(self._engine.catalogue, DRAW, counts, (self._settings.imagegenx_model,), params)
+        return choose(self._engine.offered, DRAW, counts, (self._settings.imagegenx_model,), params)
 
     def requests(
         self, request: Request, asked: schema.Task, texts: Sequence[str], images: tuple[ImagePart, ...] = (),
@@ -131,7 +131,7 @@ class Reader:
 
     def _enlarge(self, scale: int, output: OutputFormat) -> dict[str, Any]:
         """What the second job of a task is to be, as plain data."""
-        spec = choose(self._engine.catalogue, ("upscale",), {"image": 1}, ("upscale",))
+        spec = choose(self._engine.offered, ("upscale",), {"image": 1}, ("upscale",))
         return {"model": spec.name, "params": spec.check_params({"scale": scale}), "output": asdict(output)}
 
 

@@ -22,6 +22,10 @@ MOST_MARK = 256 << 10  # bytes of a watermark's image
 MOST_MARK_PIXELS = 4_000_000  # so many bytes can hold far more
 USUAL = {"steps": 50, "guidance": 7.5, "true_cfg_scale": 7.5}
 SIDE, SAMPLER = 512, "Euler"
+THEIR_WORDS = {
+    "prompt": "text", "guidance": "cfg_scale", "true_cfg_scale": "cfg_scale", "scheduler": "sampler",
+    "width": "resolution", "height": "resolution",
+}  # fmt: skip
 
 
 class Lenient(BaseModel):
@@ -210,7 +214,8 @@ def model_params(spec: ModelSpec, text: str, params: Params, drawn: bool, **more
         **more,
     }
     usual = USUAL | {"scheduler": SAMPLER} | ({"width": size[0], "height": size[1]} if size else {})
-    return choice.check(spec, asked, usual)
+    with choice.in_their_words(THEIR_WORDS):
+        return choice.check(spec, asked, usual)
 
 
 def _weight(weight: float | None) -> str:

@@ -78,8 +78,8 @@ def job_json(job: Job, position: int | None) -> dict[str, Any]:
     }
 
 
-def model_json(spec: ModelSpec, settings: Settings) -> dict[str, Any]:
-    """A model as clients see it; `params` by name in the words of JSON Schema."""
+def model_json(spec: ModelSpec, settings: Settings, refused: str | None = None) -> dict[str, Any]:
+    """A model as clients see it; `params` by name in the words of JSON Schema; `refused`: why no worker has it."""
     return {
         "name": spec.name,
         "version": spec.version,
@@ -99,6 +99,7 @@ def model_json(spec: ModelSpec, settings: Settings) -> dict[str, Any]:
             "timeout_seconds": spec.timeout,
             "formats": list(MEDIA_TYPES),
         },
+        "refused": refused,
     }
 
 
@@ -210,12 +211,12 @@ def router(engine: Engine, settings: Settings, keepalive: float = 15.0) -> APIRo
     @api.get("/models", **openapi.answers("ModelList", 200))
     async def models() -> Response:
         """Every model this server offers."""
-        return _json({"models": [model_json(spec, settings) for spec in engine.catalogue]})
+        return _json({"models": [model_json(spec, settings, engine.refusal(spec.name)) for spec in engine.catalogue]})
 
     @api.get("/models/{name}", **openapi.answers("Model", 200, 404))
     async def model(name: str) -> Response:
         """One model: its task, its parameters, its limits."""
-        return _json(model_json(engine.catalogue[name], settings))
+        return _json(model_json(engine.catalogue[name], settings, engine.refusal(name)))
 
     return api
 

@@ -94,7 +94,7 @@ class Counter:
         if asked.model and asked.model in self._engine.catalogue:
             return self._engine.catalogue[asked.model]
         count = {role: len(found.images[role]) for role in ROLES}
-        catalogue, first = self._engine.catalogue, (self._settings.openai_model,)
+        catalogue, first = self._engine.offered, (self._settings.openai_model,)
         try:
             return choose(catalogue, tasks, count, first)
         except UnknownModel:
@@ -240,7 +240,7 @@ def router(engine: Engine, settings: Settings) -> APIRouter:
     @api.get("/models", operation_id="openai_models", summary="All models",
              response_model=openai_shapes.ModelPage)
     async def models() -> Response:
-        return JSONResponse({"object": "list", "data": [openai_shapes.model(spec, began) for spec in engine.catalogue]})
+        return JSONResponse({"object": "list", "data": [openai_shapes.model(spec, began) for spec in engine.offered]})
 
     @api.get("/models/{name}", operation_id="openai_model", summary="One model", response_model=openai_shapes.Model)
     async def model(name: str) -> Response:

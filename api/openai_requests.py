@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from starlette.requests import Request
 
-from api import strict_json
+from api import choice, strict_json
 from api.images import decode_base64
 from api.submission import MAX_IMAGES, Submission, media_type, read_form
 from core.errors import BadRequest, InvalidParameter, UnsupportedEncoding
@@ -22,6 +22,7 @@ from core.request import ImagePart, OutputFormat
 
 SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
 MOST = 10  # images of one request
+THEIR_WORDS = {"steps": "num_inference_steps", "guidance": "guidance_scale"}  # by the model's
 RANDOM = -1  # the seed that lets the server draw one
 
 
@@ -106,6 +107,10 @@ class ImagesRequest(BaseModel):
             "seed": self.seed,
             **self._size(spec, image),
         }
+        with choice.in_their_words(THEIR_WORDS | ({"width": "size", "height": "size"} if self.size else {})):
+            return self._checked(spec, asked)
+
+    def _checked(self, spec: ModelSpec, asked: dict[str, Any]) -> list[dict[str, Any]]:
         if "seed" not in spec.params:
             return [spec.check_params(_given(asked))] * self.n
         seed = random.getrandbits(31) if self.seed in (None, RANDOM) else self.seed

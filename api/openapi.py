@@ -68,13 +68,13 @@ SCHEMAS: dict[str, Any] = {
         name=TEXT, version=TEXT, task=TEXT, description=TEXT, method=TEXT,
         needs_mask={"type": "boolean"}, takes=ANY_OBJECT, stepped={"type": "boolean"},
         params={"type": "object", "additionalProperties": ANY_OBJECT}, required={"type": "array", "items": TEXT},
-        limits=ANY_OBJECT,
+        limits=ANY_OBJECT, refused=_nullable(TEXT),
     ),
     "ModelList": _object(models={"type": "array", "items": _ref("Model")}),
     "Alive": _object(status=TEXT),
     "Ready": _object(
         ready={"type": "boolean"}, reason=_nullable(TEXT),
-        devices={"type": "array", "items": _object(device=TEXT, state=TEXT, detail=TEXT)},
+        devices={"type": "array", "items": _object(device=TEXT, state=TEXT, detail=TEXT, refused=ANY_OBJECT)},
     ),
 }  # fmt: skip
 

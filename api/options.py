@@ -10,6 +10,7 @@ from typing import Any
 
 from api import strict_json
 from api.auth import Caller, read_priority
+from core import loras
 from core.errors import InvalidParameter
 from core.model import FALSE, TRUE, ModelSpec
 from core.request import OutputFormat, Priority
@@ -45,8 +46,11 @@ def read_options(spec: ModelSpec, caller: Caller, fields: Mapping[str, Any]) -> 
         if name in given:
             raise InvalidParameter(f"'{name}' is given twice, alone and in 'params'", parameter=name)
         given[name] = value
+    params = spec.check_params(given)
+    if params.get("lora_name"):  # now, not by a job that fails later; whether there is such a LoRA the worker says
+        loras.wanted(params["lora_name"], params.get("lora_weight"))
     return Options(
-        params=spec.check_params(given),
+        params=params,
         output=_output(fields),
         priority=caller.grant(read_priority(fields.get("priority"))),
         deadline=_deadline(fields.get("deadline")),

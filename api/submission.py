@@ -186,7 +186,8 @@ def check_counts(spec: ModelSpec, images: Mapping[Role, int]) -> None:
         sent, (least, most) = images.get(role, 0), spec.parts.get(role, (0, 0))
         if not least <= sent <= most:
             raise InvalidParameter(
-                f"model '{spec.name}' {_wants(role, least, most)}; {sent} were sent", parameter=role
+                f"model '{spec.name}' {_wants(role, least, most)}; {sent} {'was' if sent == 1 else 'were'} sent",
+                parameter=role,
             )
 
 

@@ -29,7 +29,10 @@ def router(engine: Engine, render: Callable[[], Awaitable[tuple[bytes, str]]]) -
             "ready": told["ready"],
             "reason": told["reason"],
             "devices": [
-                {"device": worker["worker"], "state": worker["state"], "detail": worker.get("detail", "")}
+                {
+                    "device": worker["worker"], "state": worker["state"], "detail": worker["detail"],
+                    "refused": worker["refused"],
+                }
                 for worker in told["workers"]
             ],
         }

@@ -110,3 +110,8 @@ class ImageRequest:
     def image(self) -> ImagePart | None:
         """The picture to change; None where one is made from words alone."""
         return next((part for part in self.images if part.role == "image"), None)
+
+    @property
+    def frame(self) -> ImagePart | None:
+        """The picture whose size the result has, if not told otherwise: the image, or else the control map."""
+        return self.image or next((part for part in self.images if part.role == "control"), None)

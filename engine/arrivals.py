@@ -57,6 +57,7 @@ class Arrivals:
         self._register, self._flights, self._departures, self._endings = register, flights, departures, endings
         self._arena, self._metrics, self._tell = arena, metrics, tell
         self.up: dict[str, int] = {}
+        self._refused: dict[str, Mapping[str, str]] = {}
         self.steps = StepBook()
 
     def take_in(self, event: PoolEvent) -> None:
@@ -64,17 +65,27 @@ class Arrivals:
         match event:
             case Said(worker, incarnation, message):
                 self._hear(worker, incarnation, message)
-            case WorkerUp(worker, incarnation):
-                self.up[worker] = incarnation
+            case WorkerUp(worker, incarnation, refused):
+                self.up[worker], self._refused[worker] = incarnation, refused
                 self._tell(WorkerReady(worker, incarnation))
             case WorkerDown(worker, incarnation, cause, kind):
                 self.up.pop(worker, None)
+                self._refused.pop(worker, None)
                 self.steps.lost(worker)
                 self._departures.forget(worker, incarnation)
                 self._flights.crash(worker, incarnation)
                 if kind != "stopped":
                     self._metrics.restart(worker, kind)
                 self._tell(WorkerLost(worker, incarnation, cause, BLAME.get(kind, "running")))
+
+    def refusal(self, model: str) -> str | None:
+        """Why no ready worker has a model; None when one has, or no worker is ready."""
+        why = None
+        for refused in self._refused.values():
+            why = refused.get(model)
+            if why is None:
+                return None
+        return why
 
     def _hear(self, worker: str, incarnation: int, message: FromWorker) -> None:
         match message:

@@ -20,6 +20,7 @@ from core.errors import (
     Draining,
     ImagePoolError,
     InvalidParameter,
+    ModelFailed,
     NoDevice,
     Overloaded,
     StorageFull,
@@ -99,7 +100,7 @@ class Engine:
             self.register, self.flights, self._departures, self._endings, arena, metrics, self.tell
         )
         self.up = self._arrivals.up  # ready workers and their incarnation
-        self.steps = self._arrivals.steps
+        self.steps, self.refusal = self._arrivals.steps, self._arrivals.refusal
         self._events: deque[Event] = deque()
         self._telling = False
         self._timer: asyncio.TimerHandle | None = None
@@ -206,6 +207,18 @@ class Engine:
             self.metrics.refused("overloaded")
             raise
 
+    @property
+    def offered(self) -> Catalogue:
+        """The models without those that no ready worker could load."""
+        if not any(map(self.refusal, (spec.name for spec in self.catalogue))):
+            return self.catalogue
+        return Catalogue([spec for spec in self.catalogue if not self.refusal(spec.name)])
+
+    def _served(self, name: str) -> ModelSpec:
+        if why := self.refusal(name):
+            raise ModelFailed(f"{why}; its operator can mend that and restart the server")
+        return self.catalogue[name]
+
     async def submit(self, request: ImageRequest, permit: Permit | None = None) -> Job:
         """Accept a durable request: on return it is on disk. With an `idempotency_key` an equal earlier request's job
         comes back. Raises what `admit` raises and the idempotency errors."""
@@ -215,7 +228,7 @@ class Engine:
 
     async def _submit(self, request: ImageRequest, permit: Permit) -> Job:
         with permit:
-            spec = self.catalogue[request.model]
+            spec = self._served(request.model)
             try:
                 self._keeper.check_room()
                 async with self._keeper.once(request) as duplicate:
@@ -245,7 +258,7 @@ class Engine:
         """Run a request that lives as long as its client waits: submit, wait, result. Cancelling this coroutine cancels
         the job at once. `heard(fraction)` is told of progress, `seen(jpeg)` gets the previews, where the request asks
         for them. Raises the job's own error when it failed."""
-        spec = self.catalogue[request.model]
+        spec = self._served(request.model)
         with permit or self.admit(sum(image.size for image in request.images), request.tenant) as permit:
             if self.draining:  # it began while the body was read
                 raise _draining()
@@ -355,10 +368,10 @@ class Engine:
     ) -> Live:
         request, now = job.request, self._loop.time()
         left = None if request.deadline is None else request.deadline - (time.time() - job.created_at)
-        image = request.image
+        frame = request.frame
         ticket = Ticket(
-            id=job.id, group=spec.group(image, request.params, self.settings.resolution_caps),
-            cost=spec.cost(image, request.params), priority=request.priority, tenant=request.tenant,
+            id=job.id, group=spec.group(frame, request.params, self.settings.resolution_caps),
+            cost=spec.cost(frame, request.params), priority=request.priority, tenant=request.tenant,
             deadline=None if left is None else now + left,
             size=sum(part.size for part in request.images), timeout=spec.timeout,
         )
@@ -376,7 +389,7 @@ class Engine:
             job.request = replace(job.request, params=spec.check_params(job.request.params))
         except (UnknownModel, InvalidParameter) as fault:  # the model has gone or changed since
             spec = ModelSpec(job.request.model, "", "")
-            live = Live(job, spec, Ticket(job.id, spec.group(job.request.image, {}, ())), grant,
+            live = Live(job, spec, Ticket(job.id, spec.group(job.request.frame, {}, ())), grant,
                         self._loop.create_future())
             self.register.add(live)
             self._endings.without_result(live, State.FAILED, fault.info())

@@ -72,7 +72,7 @@ class Flights:
             items.append(
                 RunItem(
                     job.id, job.request.images, job.request.params, job.request.output, places[job.id][1],
-                    live.spec.canvas(job.request.image, job.request.params), int(job.request.priority),
+                    live.spec.canvas(job.request.frame, job.request.params), int(job.request.priority),
                     job.request.previews,
                 )
             )

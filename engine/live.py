@@ -51,7 +51,7 @@ def output_size(live: Live) -> int:
     image = request.image
     if live.spec.raw and image:
         return image.size + OUTPUT_SLACK
-    height, width = live.spec.canvas(image, request.params)
+    height, width = live.spec.canvas(request.frame, request.params)
     samples = height * width * 4
     kept = MAX_METADATA if request.output.keep_metadata else 0
     return samples + samples // 50 + min(image.size if image else 0, MAX_ICC) + kept + OUTPUT_SLACK

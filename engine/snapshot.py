@@ -69,6 +69,7 @@ def _worker(engine: Engine, view: WorkerView, pace: float | None, stepped: bool)
         "name": view.facts.get("name") or view.name,
         "state": "busy" if held and view.state == "ready" else view.state,
         "detail": view.detail,
+        "refused": dict(view.facts.get("refused", {})),
         "progress": view.progress,
         "pid": view.pid,
         "alive": view.alive,

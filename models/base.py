@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from core.errors import OutOfMemory
+
 
 def _ignore(_: object) -> None:
     pass
@@ -53,6 +55,10 @@ class Output:
     image: np.ndarray | None = None
     data: bytes | memoryview | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+class DoesNotFit(OutOfMemory):
+    """The model is too large for the device even if it had it to itself."""
 
 
 class Adapter(ABC):

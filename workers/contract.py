@@ -12,10 +12,11 @@ from workers.messages import FromWorker, ToWorker
 
 @dataclass(frozen=True, slots=True)
 class WorkerUp:
-    """That incarnation is loaded, warm and takes batches."""
+    """That incarnation is loaded, warm and takes batches. `refused`: by name, why it lacks some of the models."""
 
     worker: str
     incarnation: int
+    refused: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

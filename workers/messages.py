@@ -17,7 +17,8 @@ from core.request import ImagePart, OutputFormat, Span
 @dataclass(frozen=True, slots=True)
 class Boot:
     """How an incarnation starts. `visible` is its CUDA_VISIBLE_DEVICES ("" for a CPU worker), `threads` torch's
-    intra-op threads, `codec_threads` the decode/encode threads beside the device loop, `root` the outputs folder."""
+    intra-op threads, `codec_threads` the decode/encode threads beside the device loop, `root` the outputs folder,
+    `alike` whether all devices of the server are of one kind."""
 
     worker: str
     incarnation: int
@@ -33,6 +34,7 @@ class Boot:
     log_level: str = "info"
     boot_timeout: float = 600.0  # seconds until the worker must be ready, or a model be loaded that a batch needs
     loaded_models: int = 0  # most that stay loaded beside the preloaded ones; 0: any number
+    alike: bool = True
 
 
 @by_position
@@ -96,7 +98,8 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """Loaded and warmed up. `facts`: device name, memory, versions, seconds to load."""
+    """Loaded and warmed up. `facts`: device name, memory, versions, seconds to load; `refused`: by name, why models
+    could not be loaded."""
 
     facts: Mapping[str, Any]
 

@@ -233,6 +233,7 @@ class Pool:
             codec_threads=config.codec_threads, cpus=tuple(plan.cpus), specs=self._specs, root=config.root,
             arena_bytes=self._arena.size, warm_up=config.warm_up, log_level=config.log_level,
             boot_timeout=config.supervisor.boot_timeout, loaded_models=config.loaded_models,
+            alike=len({(other.kind, other.name) for other in self._plans.values()}) == 1,
         )
 
     def _spawn(self, boot: Boot) -> tuple[SpawnProcess, Connection, Connection]:
@@ -266,8 +267,12 @@ class Pool:
                 living.facts = facts
                 self._supervisor.ready(living.worker)
                 self._reconcile()
-                log.info("worker is ready", device=living.worker, incarnation=living.number, **facts)
-                self._listener(WorkerUp(living.worker, living.number))
+                refused = facts.get("refused", {})
+                for model, why in refused.items():
+                    log.error("a model is not served", device=living.worker, model=model, why=why)
+                told = {name: fact for name, fact in facts.items() if name != "refused"}
+                log.info("worker is ready", device=living.worker, incarnation=living.number, **told)
+                self._listener(WorkerUp(living.worker, living.number, refused))
             case BootFailed(error):
                 living.boot_error = error.message
                 log.error("worker cannot start", device=living.worker, why=error.message)

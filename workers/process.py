@@ -82,7 +82,7 @@ def settle(boot: Boot) -> None:
 
 
 def boot_failure_words(fault: BaseException) -> str:
-    """Why a worker cannot start, without paths."""
+    """Why a worker cannot start, or a model not be loaded, without paths."""
     if isinstance(fault, ImagePoolError):  # it was written for people
         return fault.message
     if isinstance(fault, ModuleNotFoundError):

@@ -100,7 +100,8 @@ class Session:
     # --- starting ---------------------------------------------------------------------------------------------------
 
     def load(self) -> None:
-        """Load and warm up the models, and say so. Raises whatever keeps a model from loading."""
+        """Load and warm up the models, and say so. Raises what keeps all of them from loading, or the device from
+        working."""
         torch.set_num_threads(max(1, self._boot.threads))
         self._device = torch.device(self._boot.device)
         self._steps = Steps(self._device, self, self._channel, self._codecs)
@@ -119,6 +120,7 @@ class Session:
             "torch": str(torch.__version__),  # a class of torch's own, with which the master would have to import torch
             "threads": torch.get_num_threads(),
             "seconds_to_load": round(seconds, 2), "models": len(self._models),
+            "refused": self._models.refused,
         }
         if self._device.type == "cuda":
             properties = torch.cuda.get_device_properties(self._device)

@@ -1,6 +1,7 @@
 """The models that a worker has loaded: loaded and warmed up when they are first needed, closed when room is needed.
 
-Models that are preloaded stay. Of the others the one not used for longest is closed when more are loaded than the
+One that should be preloaded and cannot be is refused with a sentence, and the others serve. Models that are preloaded
+stay. Of the others the one not used for longest is closed when more are loaded than the
 operator wants, or when another one finds no memory; its next request loads it again.
 """
 
@@ -15,12 +16,13 @@ import traceback
 import psutil
 import torch
 
-from core.errors import OutOfMemory
+from core.errors import ImagePoolError, ModelFailed, OutOfMemory
 from core.model import ModelSpec
-from models.base import Adapter
+from models.base import Adapter, DoesNotFit
 from models.calls import lacks_memory
 from workers.channel import WorkerEnd
 from workers.messages import Boot, Loading, Progress
+from workers.process import boot_failure_words
 from workers.session_steps import Steps
 
 LONGEST = 120.0  # seconds that one model's forwards may be measured
@@ -28,9 +30,12 @@ SHARE = 0.5  # of what is left of the time for booting that they may be measured
 
 
 class Models:
+    """`refused`: by name, why models could not be preloaded."""
+
     def __init__(self, boot: Boot, device: torch.device, channel: WorkerEnd, steps: Steps) -> None:
         self._boot, self._device, self._channel, self._steps = boot, device, channel, steps
         self._loaded: dict[str, Adapter] = {}  # the one used last stands last
+        self.refused: dict[str, str] = {}
         self._born = psutil.Process().create_time()
         self._booting = False
 
@@ -41,18 +46,28 @@ class Models:
         return name in self._loaded
 
     def preload(self) -> None:
-        """Load what is to be loaded before the worker is ready, and tell how far that is. Raises whatever keeps one
-        from loading."""
+        """Load what is to be loaded before the worker is ready, and tell how far that is. Raises when no model is left,
+        or when the device is to blame: out of memory, or broken."""
         specs = [spec for spec in self._boot.specs if spec.preload]
         self._booting = True
         for done, spec in enumerate(specs):
             self._told = (done + 0.5) / (len(specs) + 1)
             self._channel.send(Progress(f"loading {spec.name}", self._told))
-            self.get(spec)
+            try:
+                self.get(spec)
+            except Exception as fault:
+                said = f"model '{spec.name}' cannot be loaded: {boot_failure_words(fault)}"
+                if self._blames(fault) or len(self.refused) == len(self._boot.specs) - 1:
+                    raise ModelFailed(said) from fault
+                traceback.print_exception(fault)
+                self.refused[spec.name] = said
         self._booting = False
 
     def get(self, spec: ModelSpec, batch: int | None = None) -> Adapter:
-        """The loaded model. The master hears when it is loaded for a batch. Raises whatever keeps it from loading."""
+        """The loaded model. The master hears when it is loaded for a batch. Raises whatever keeps it from loading,
+        `ModelFailed` where it was refused."""
+        if spec.name in self.refused:
+            raise ModelFailed(self.refused[spec.name])
         adapter = self._loaded.pop(spec.name, None)
         if adapter is None:
             if batch is None:
@@ -96,10 +111,26 @@ class Models:
             try:
                 return self._load(spec)
             except Exception as fault:
-                if not idle or not (lacks_memory(fault) or isinstance(fault, OutOfMemory)):
+                short = lacks_memory(fault) or (isinstance(fault, OutOfMemory) and not isinstance(fault, DoesNotFit))
+                if not idle or not short:
                     raise
             # Past the handler: the exception would keep alive what filled the memory.
             self.close(idle.pop(0))
+
+    def _blames(self, fault: Exception) -> bool:
+        """Whether it is the device that failed, rather than the model. Where devices differ, one that is too small for
+        a model is given up: jobs would fail there that another can do."""
+        if isinstance(fault, DoesNotFit):
+            return not self._boot.alike
+        if lacks_memory(fault) or isinstance(fault, OutOfMemory):
+            return True
+        if self._device.type != "cuda" or isinstance(fault, ImagePoolError):
+            return False
+        try:
+            torch.cuda.synchronize(self._device)
+        except RuntimeError:
+            return True
+        return False
 
     def _others(self) -> list[str]:
         """Loaded, and not to stay; the one not used for longest first."""

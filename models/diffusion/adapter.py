@@ -35,8 +35,8 @@ class Diffusion(StepAdapter):
     """
 
     def load(self) -> None:
-        """Raises `ModelFailed` with a sentence: what is missing, refused or too large, and what to do; `OutOfMemory`
-        when other models have left too little of the host's memory."""
+        """Raises `ModelFailed` with a sentence: what is missing or refused, and what to do; `DoesNotFit` when it is too
+        large for the device, and `OutOfMemory` when other models have left too little of the host's memory."""
         self._entered: list[nn.Module] = []  # looked after by the device's memory
         source = sources.find(self.options)
         if not self.options.get("trust_pickle"):

@@ -17,7 +17,8 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from core.errors import ModelFailed, OutOfMemory
+from core.errors import OutOfMemory
+from models.base import DoesNotFit
 from models.diffusion.residency import Residency
 
 SHARE = 0.85  # of the device's memory for weights; the rest is for what they compute
@@ -161,7 +162,7 @@ def sizes_of(parts: Mapping[str, Any]) -> dict[str, int]:
 
 
 def refuse_too_large(sizes: dict[str, int], budget: int, offload: bool) -> None:
-    """Raises `ModelFailed` with the numbers when networks of these sizes, in bytes, cannot run within the budget: all
+    """Raises `DoesNotFit` with the numbers when networks of these sizes, in bytes, cannot run within the budget: all
     of them at once, or with `offload` one at a time."""
     whole = sum(sizes.values())
     largest = max(sizes, key=sizes.__getitem__, default="")
@@ -169,11 +170,11 @@ def refuse_too_large(sizes: dict[str, int], budget: int, offload: bool) -> None:
         return
     if not offload:
         advice = "set the model's option 'offload' to true (one network at a time), " if len(sizes) > 1 else ""
-        raise ModelFailed(
+        raise DoesNotFit(
             f"its weights need {readable(whole)} and this device has {readable(budget)} for weights; {advice}choose "
             "a 'dtype' of fewer bits, or a device with more memory"
         )
-    raise ModelFailed(
+    raise DoesNotFit(
         f"even alone, its {largest} needs {readable(sizes[largest])} and this device has {readable(budget)} for "
         "weights; choose a 'dtype' of fewer bits, or a device with more memory"
     )
@@ -185,11 +186,11 @@ def available() -> int:
 
 
 def refuse_without_room(sizes: dict[str, int], free: int) -> None:
-    """Raises `OutOfMemory` with the numbers when networks of these sizes, in bytes, would fill the host's memory, of
+    """Raises `DoesNotFit` with the numbers when networks of these sizes, in bytes, would fill the host's memory, of
     which so much is free: the kernel would end the process in the middle of loading them."""
     whole = sum(sizes.values())
     if whole > free:
-        raise OutOfMemory(
+        raise DoesNotFit(
             f"its weights need {readable(whole)} of the host's memory, of which {readable(free)} are free; offer fewer "
             "models, have fewer stay loaded (--loaded-models), or choose a 'dtype' of fewer bits"
         )

@@ -163,7 +163,9 @@ def _working_size(kind: type, item: Item, multiple: int, options: Mapping[str, A
     usual = EDIT_SIDE if edits(kind) else IMAGE_SIDE
     longest = item.params.get("max_side")
     longest = options.get("max_side", usual) if longest is None else longest
-    return pixels.working_size(size, int(longest) if item.image is not None else 0, multiple)
+    asked = item.params.get("width") or item.params.get("height")
+    given = item.image is not None or (item.control is not None and not asked)
+    return pixels.working_size(size, int(longest) if given else 0, multiple)
 
 
 def _size(item: Item) -> tuple[int, int] | None:

@@ -76,12 +76,19 @@ def test_all_tasks_of_one_model_share_its_steps(server):
     assert same(done(server, ask(server, width=64, height=40)), drawn), "the same seed, the same picture"
 
 
+def test_a_map_alone_gives_the_picture_its_size(server):
+    sent = "control", photo(1)
+    assert done(server, ask(server, sent, control_type="depth")).shape == (32, 48, 3)
+    assert done(server, ask(server, sent, control_type="depth", width=64, height=40)).shape == (40, 64, 3)
+
+
 @pytest.mark.parametrize(("params", "about"), [
     ({"lora_name": "nobody"}, "no LoRA"), ({"scheduler": "magic"}, "no sampler"),
     ({"control_type": "depth"}, "needs a control map"), ({"strength": 0.1}, "less than one step"),
+    ({"control_type": "canny", "control_start": 0.9, "control_end": 0.1}, "does not take this request"),
 ])
 def test_what_cannot_be_done_fails_its_job_with_a_sentence(server, params, about):
-    files = [("image", photo(2))] if "strength" in params else []
+    files = [("image", photo(2))] if {"strength", "control_start"} & params.keys() else []
     ended = server.wait_job(ask(server, *files, **params))
     assert ended["state"] == "failed" and ended["error"]["code"] == "invalid_parameter", ended
     assert about in ended["error"]["message"]

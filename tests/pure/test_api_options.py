@@ -16,9 +16,12 @@ SPEC = read_spec(
     'adapter = "a:B"\ntask = "stub"\n'
     '[params.strength]\ntype = "float"\ndefault = 0.5\nmin = 0\nmax = 1\n'
     '[params.seed]\ntype = "int"\ndefault = 0\nmin = 0\nmax = 4294967295\n'
-    '[params.prompt]\ntype = "string"\ndefault = ""\n',
+    '[params.prompt]\ntype = "string"\ndefault = ""\n'
+    '[params.lora_name]\ntype = "string"\ndefault = ""\n[params.lora_weight]\ntype = "string"\ndefault = "1"\n',
     "toy",
 )
+
+NO_LORAS = {"lora_name": "", "lora_weight": "1"}
 
 
 def read(**fields: Any) -> Options:
@@ -26,11 +29,11 @@ def read(**fields: Any) -> Options:
 
 
 def test_parameters_may_come_alone_in_an_object_or_in_its_text() -> None:
-    whole = {"strength": 0.25, "seed": 7, "prompt": ""}
+    whole = {"strength": 0.25, "seed": 7, "prompt": "", **NO_LORAS}
     assert read(strength="0.25", seed="7").params == whole
     assert read(params={"strength": 0.25, "seed": 7}).params == whole
     assert read(params='{"strength": 0.25}', seed=7).params == whole
-    assert read().params == {"strength": 0.5, "seed": 0, "prompt": ""}
+    assert read().params == {"strength": 0.5, "seed": 0, "prompt": "", **NO_LORAS}
 
 
 def test_options_are_read() -> None:
@@ -95,3 +98,13 @@ def test_a_key_may_not_ask_for_more_than_its_ceiling() -> None:
     assert read_options(SPEC, paid, {"priority": "test"}).priority is Priority.TEST
     with pytest.raises(InvalidParameter, match="'paid' at most"):
         read_options(SPEC, paid, {"priority": 0})
+
+
+@pytest.mark.parametrize(("names", "weights", "about"), [
+    ("a,b,c,d", "1", "the most is 3"), ("../a", "1", "a LoRA's name"), ("a", "2.5", "from 0 to 2"),
+    ("a", "nan", "from 0 to 2"), ("a,b", "1,1,1", "3 weights for 2 LoRAs"), ("a,a", "1", "twice"),
+])
+def test_loras_that_no_model_could_take_are_refused_at_once(names: str, weights: str, about: str) -> None:
+    with pytest.raises(InvalidParameter, match=about):
+        read(lora_name=names, lora_weight=weights)
+    assert read(lora_name="a,b, c", lora_weight="0.5,1,2").params["lora_name"] == "a,b, c"

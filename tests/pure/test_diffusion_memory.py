@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from step_kit import Fifo
 from torch import nn
 
-from core.errors import ModelFailed, OutOfMemory
+from core.errors import OutOfMemory
+from models.base import DoesNotFit
 from models.diffusion import adapter
 from models.diffusion.memory import DeviceMemory, HostedModule, refuse_too_large, sizes_of
 from models.diffusion.residency import SETTLE_FORWARDS, SETTLE_SECONDS, Residency
@@ -203,12 +204,12 @@ def test_models_that_are_asked_by_turns_do_not_travel_at_every_step(monkeypatch)
 def test_what_does_not_fit_is_refused_with_the_numbers(monkeypatch):
     sizes = weights("sd15")
     pretended(monkeypatch, sum(sizes.values()) - 1)
-    with pytest.raises(ModelFailed, match=r"need .* MB and this device has .* MB .*'offload'") as refused:
+    with pytest.raises(DoesNotFit, match=r"need .* MB and this device has .* MB .*'offload'") as refused:
         build("sd15")
     assert "dtype" in str(refused.value)
     build("sd15", offload=True)
     pretended(monkeypatch, max(sizes.values()) - 1)
-    with pytest.raises(ModelFailed, match=r"even alone, its \w+ needs"):
+    with pytest.raises(DoesNotFit, match=r"even alone, its \w+ needs"):
         build("sd15", offload=True)
     refuse_too_large({}, 0, offload=False)
 
@@ -217,7 +218,7 @@ def test_a_controlnet_counts_too(monkeypatch):
     pretended(monkeypatch, sum(weights("sd15").values()) + 1000)
     build("sd15")
     net = {"canny": str(folder_of("sd15-controlnet") / "controlnet")}
-    with pytest.raises(ModelFailed, match="need"):
+    with pytest.raises(DoesNotFit, match="need"):
         build("sd15", controlnets=net)
     made = build("sd15", controlnets=net, offload=True)
     assert images(made, item(picture(1), control_type="canny"))[0].shape == (64, 64, 3)
@@ -232,7 +233,7 @@ def test_half_the_bits_are_half_the_need(monkeypatch):
 
 def test_a_budget_of_the_operators_counts(monkeypatch):
     memory = pretended(monkeypatch, 10**12)
-    with pytest.raises(ModelFailed, match="need"):
+    with pytest.raises(DoesNotFit, match="need"):
         build("sd15", memory_gb=0.0001)
     assert memory.residency.budget == 100_000
 

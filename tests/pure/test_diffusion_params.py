@@ -31,6 +31,30 @@ def test_each_parameter_of_text_to_image_has_its_effect(change):
     assert differs("sd15", {"guidance": 7.5}, change)
 
 
+@pytest.mark.parametrize(("kind", "wanted", "about"), [
+    ("sd15-controlnet", {"control": PHOTO, "control_start": 0.9, "control_end": 0.1}, "0.9 cannot be larger"),
+    ("flux2-klein", {"image": picture(1)[:32]}, "Image too small"),
+])
+def test_what_the_pipeline_s_own_checks_refuse_is_told_in_their_words(kind, wanted, about):
+    with pytest.raises(InvalidParameter, match=f"the model does not take this request: .*{about}"):
+        only(model(kind), item(**wanted))
+
+
+def test_a_fault_in_the_pipeline_is_not_told_as_the_request_s(monkeypatch):
+    made = build("sd15")
+    monkeypatch.setattr(type(made._base.unet), "forward", lambda *_, **__: [].index(1))
+    with pytest.raises(ValueError, match="is not in list"):
+        only(made, item())
+
+
+def test_a_control_map_is_worked_on_within_the_longest_side():
+    made = build("sd15-controlnet", max_side=64)
+    wide = np.zeros((48, 96, 3), np.uint8)
+    for sized, worked_at in (({}, [64, 32]), ({"width": 96, "height": 48}, [96, 48])):
+        (output,) = outputs(made, item(control=wide, size=(48, 96), steps=1, **sized))
+        assert output.facts["worked_at"] == worked_at and output.image.shape == (48, 96, 3)
+
+
 @pytest.mark.parametrize("change", [{"strength": 0.9}, {"seed": 3}, {"prompt": "a dog"}], ids=str)
 def test_each_parameter_of_image_to_image_has_its_effect(change):
     assert differs("sd15", {"image": PHOTO, "strength": 0.5}, change)

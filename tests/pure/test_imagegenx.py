@@ -52,7 +52,8 @@ async def ended(server: Server, task_id: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("body", "about"), [
     ({"params": {"resolution": "512"}}, "resolution"), ({"params": {"resolution": "9999×64"}}, "width"),
-    ({"params": {"steps": 101}}, "steps"), ({"params": {"cfg_scale": 21}}, "guidance"),
+    ({"params": {"steps": 101}}, "steps"), ({"params": {"cfg_scale": 21}}, "'cfg_scale'"),
+    ({"params": 5}, "must be an object"),
     ({"params": {"lora_name": "../x"}}, "LoRA"), ({"params": {"lora_name": "a,b,c,d"}}, "LoRA"),
     ({"params": {"lora_weight": 2.1}}, "lora_weight"), ({"params": {"sampler": "Oiler"}}, "Euler"),
     ({"params": {"postprocess": {"super_resolution": "3x"}}}, "super_resolution"),

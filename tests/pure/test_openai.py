@@ -38,8 +38,9 @@ def error(answer: httpx.Response) -> dict[str, Any]:
     [
         ({"n": 0}, "n"), ({"n": 11}, "n"), ({"size": "wide"}, "size"), ({"size": "0x64"}, "size"),
         ({"output_format": "gif"}, "output_format"), ({"background": "transparent"}, "background"),
-        ({"stream": True, "n": 2}, "stream"), ({"num_inference_steps": 1000}, "steps"), ({"prompt": "  "}, "prompt"),
-        ({"partial_images": 4}, "partial_images"), ({"no_such": 1}, "no_such"), ({"width": 5000}, "width"),
+        ({"stream": True, "n": 2}, "stream"), ({"num_inference_steps": 1000}, "num_inference_steps"),
+        ({"prompt": "  "}, "prompt"), ({"partial_images": 4}, "partial_images"), ({"no_such": 1}, "no_such"),
+        ({"width": 5000}, "width"), ({"size": "5000x64"}, "size"),
     ],
 )  # fmt: skip
 async def test_what_does_not_fit_is_named(server: Server, fields: dict[str, Any], param: str) -> None:

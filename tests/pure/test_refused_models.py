@@ -1,0 +1,94 @@
+"""A worker's models: one that cannot be loaded is refused with a sentence, and the others serve."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from multiprocessing import Pipe
+
+import pytest
+import torch
+from engine_kit import STUB
+
+from core.errors import ModelFailed
+from models.base import Adapter, DoesNotFit
+from workers.channel import Frames, WorkerEnd
+from workers.messages import Boot
+from workers.session_models import Models
+from workers.session_steps import Steps
+
+CPU = torch.device("cpu")
+
+
+class Good(Adapter):
+    def run(self, items):
+        return []
+
+
+class Bad(Good):
+    fault: Exception = ModelFailed("its weights are damaged; fetch them again")
+
+    def load(self):
+        raise self.fault
+
+
+class BadAtWarmUp(Good):
+    def warm_up(self):
+        raise ValueError("this text is for the log alone")
+
+
+class Shelf:
+    """The models of a worker with these adapters, and what it tells of loading them."""
+
+    def __init__(self, *names: str, alike: bool = True, preload: bool = True) -> None:
+        self.specs = [replace(STUB, name=name, adapter=f"{__name__}:{name}", preload=preload) for name in names]
+        requests, self._requests = Pipe(duplex=False)
+        self._results, results = Pipe(duplex=False)
+        channel = WorkerEnd(requests, results)
+        boot = Boot("cpu:0", 1, "cpu", "", 1, 1, (), tuple(self.specs), ".", 0, alike=alike)
+        self.models = Models(boot, CPU, channel, Steps(CPU, None, channel, None))
+
+    def told(self) -> list[str]:
+        return [one.what for one in Frames().feed(os.read(self._results.fileno(), 1 << 18))]
+
+
+def test_a_model_that_cannot_be_loaded_leaves_the_others_alone():
+    shelf = Shelf("Bad", "Good", "BadAtWarmUp")
+    shelf.models.preload()
+    assert shelf.told() == ["loading Bad", "loading Good", "loading BadAtWarmUp"]
+    assert "Good" in shelf.models and len(shelf.models) == 1
+    assert shelf.models.refused == {
+        "Bad": "model 'Bad' cannot be loaded: its weights are damaged; fetch them again",
+        "BadAtWarmUp": "model 'BadAtWarmUp' cannot be loaded: ValueError while loading; the worker's log has the "
+                       "details",
+    }
+    with pytest.raises(ModelFailed, match="its weights are damaged; fetch them again"):
+        shelf.models.get(shelf.specs[0], 1)
+
+
+@pytest.mark.parametrize("names", [("Bad",), ("Bad", "BadAtWarmUp")])
+def test_a_worker_without_any_model_does_not_start(names):
+    with pytest.raises(ModelFailed, match=f"model '{names[-1]}' cannot be loaded"):
+        Shelf(*names).models.preload()
+
+
+def test_a_model_that_is_loaded_when_asked_for_may_still_be_good():
+    shelf = Shelf("Good", preload=False)
+    shelf.models.preload()
+    assert len(shelf.models) == 0
+    assert shelf.models.get(shelf.specs[0]) is shelf.models.ready("Good")
+
+
+def test_what_does_not_fit_one_of_several_kinds_of_devices_gives_that_device_up(monkeypatch):
+    monkeypatch.setattr(Bad, "fault", DoesNotFit("its weights need 20 GB and this device has 8 GB for weights"))
+    shelf = Shelf("Bad", "Good")
+    shelf.models.preload()
+    assert "need 20 GB" in shelf.models.refused["Bad"] and "Good" in shelf.models
+    with pytest.raises(ModelFailed, match="need 20 GB"):
+        Shelf("Bad", "Good", alike=False).models.preload()
+
+
+def test_memory_that_runs_out_is_the_device_s(monkeypatch):
+    monkeypatch.setattr(Bad, "fault", MemoryError())
+    with pytest.raises(ModelFailed, match="do not fit the device's memory"):
+        Shelf("Bad", "Good").models.preload()
