@@ -68,6 +68,10 @@ class Adapter(ABC):
     def warm_up(self) -> None:  # noqa: B027
         """Run once so that the first request does not pay for lazy initialisation."""
 
+    def compile(self, tell: Callable[[str], None]) -> None:  # noqa: B027
+        """What takes minutes and is done only before the worker says that it is ready, after `warm_up`: never for a
+        model that is loaded by its first request. `tell(what)` before each part: the boot may take that long anew."""
+
     @abstractmethod
     def run(self, items: Sequence[Item]) -> Sequence[Output | Exception]:
         """Outputs in the items' order, also of those already handed over (`Item.done`); an exception in place of one

@@ -108,9 +108,15 @@ class Session:
             torch.zeros(1, device=self._device)  # fails here, with its reason, rather than at the first job
         preload = [spec for spec in self._boot.specs if spec.preload]
         for done, spec in enumerate(preload):
-            self._channel.send(Progress(f"loading {spec.name}", (done + 0.5) / (len(preload) + 1)))
-            self.adapter(spec)
+            fraction = (done + 0.5) / (len(preload) + 1)
+            self._channel.send(Progress(f"loading {spec.name}", fraction))
+            adapter = self.adapter(spec)
+            if self._boot.warm_up:
+                adapter.compile(partial(self._tell_boot, spec.name, fraction))
         self._channel.send(Ready(self._facts(time.time() - self._process.create_time())))
+
+    def _tell_boot(self, model: str, fraction: float, what: str) -> None:
+        self._channel.send(Progress(f"{model}: {what}", fraction))
 
     def adapter(self, spec: ModelSpec) -> Adapter:
         """The loaded model. Raises whatever keeps it from loading."""

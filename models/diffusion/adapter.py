@@ -12,11 +12,12 @@ from torch import nn
 from core import loras
 from core.errors import ModelFailed
 from models.base import Item, Output
-from models.diffusion import loading, requests, samplers, sources, tasks
+from models.diffusion import loading, quantizing, requests, samplers, sources, tasks, warming
 from models.diffusion.lora import LoraRack, LoraSet
 from models.diffusion.memory import memory_of, refuse_too_large, sizes_of
 from models.diffusion.networks import HostedNetworks
 from models.diffusion.preview import LatentColours, Look
+from models.stepping.compiled import Compilers
 from models.stepping.contract import StepAdapter
 from models.stepping.rendezvous import PipelineRun, SharedPipeline
 
@@ -31,13 +32,16 @@ class Diffusion(StepAdapter):
     the right one ("auto"); `dtype` float32, float16, bfloat16 or auto; `controlnets`, by control type their sources;
     `lora_folder`, `max_loras`; `offload`, one network at a time on the device; `memory_gb`, what all models together
     may use of the device for weights; `vae_tiling`, `vae_slicing`, `channels_last`; `safety_checker`; `max_side`;
-    `row_sizes`, see `MergedNetwork`.
+    `row_sizes`, see `MergedNetwork`; `compile`, one of `compiled.MODES`, with `compile_sizes`, see `warming`;
+    `quantize`, see `quantizing`.
 
     Params are the pipeline's own arguments, some under shorter names, and ours: see `requests.ask`.
     """
 
     def load(self) -> None:
         """Raises `ModelFailed` with a sentence: what is missing, refused or too large, and what to do."""
+        self._compilers = Compilers(warming.compile_mode(self.options))
+        quantize = quantizing.kind_of(self.options)
         source = sources.find(self.options)
         if not self.options.get("trust_pickle"):
             source.refuse_pickles()
@@ -45,7 +49,8 @@ class Diffusion(StepAdapter):
         if gigabytes := float(self.options.get("memory_gb") or 0):
             self._memory.residency.budget = min(self._memory.residency.budget, int(gigabytes * 1e9))
         dtype = loading.dtype_of(self.options, self.device)
-        self._refuse_too_large(source.sizes(dtype.itemsize))
+        quantizing.refuse_half(quantize, dtype)
+        self._refuse_too_large(source.sizes(dtype.itemsize, quantizing.NETWORKS if quantize else ()))
         pipeline = loading.load_pipeline(source, self.options, dtype)
         self._control_nets = tasks.control_nets(pipeline, loading.load_control_nets(self.options, dtype))
         self._kind = type(pipeline)
@@ -62,6 +67,7 @@ class Diffusion(StepAdapter):
         vae = getattr(pipeline, "vae", None)
         self._colours = LatentColours(vae, self._memory.bring) if hasattr(vae, "decode") else None
         networks = {**pipeline.components, **{f"ControlNet {kind}": net for kind, net in self._control_nets.items()}}
+        quantizing.quantize(quantize, networks)
         self._refuse_too_large(sizes_of(networks))
         for network in networks.values():
             if isinstance(network, nn.Module):
@@ -79,6 +85,15 @@ class Diffusion(StepAdapter):
             item.mask = grey[..., 0] if self._only_masks else None
             with torch.inference_mode():
                 self.run([item])
+
+    def compile(self, tell: Callable[[str], None]) -> None:
+        """The denoisers, for the rows and sizes that the options name."""
+        if not self._compilers.mode:
+            return
+        sizes = warming.sizes_of(self.options, warming.usual_side(self._base))
+        kinds = [kind for kind in self._control_nets if not self._only_masks]
+        for item in warming.test_items(sizes, tasks.edits(self._kind), self._only_masks, kinds):
+            warming.prepare(self.start(item), tell)
 
     def start(self, item: Item) -> PipelineRun:
         """The item's run. Raises `InvalidParameter` for what this model cannot do."""
@@ -109,7 +124,7 @@ class Diffusion(StepAdapter):
             more = {"controlnet": self._control_net(control)} if "ControlNet" in kind.__name__ else {}
             built = tasks.build(kind, self._base, self.device, **more)
             found = SharedPipeline(built, HostedNetworks(
-                self._memory, self._rack, worn.adapters, self.options.get("row_sizes", ())
+                self._memory, self._rack, worn.adapters, self.options.get("row_sizes", ()), self._compilers
             ))
         self._shared[key] = found  # the last used is the last to go
         while len(self._shared) > MOST_PIPELINES:
