@@ -32,8 +32,8 @@ class Diffusion(StepAdapter):
     the right one ("auto"); `dtype` float32, float16, bfloat16 or auto; `controlnets`, by control type their sources;
     `lora_folder`, `max_loras`; `offload`, one network at a time on the device; `memory_gb`, what all models together
     may use of the device for weights; `vae_tiling`, `vae_slicing`, `channels_last`; `safety_checker`; `max_side`;
-    `row_sizes`, see `MergedNetwork`; `compile`, one of `compiled.MODES`, with `compile_sizes`, see `warming`;
-    `quantize`, see `quantizing`.
+    `row_sizes`, see `MergedNetwork`; `compile`, one of `compiled.MODES`, with `compile_sizes` and `compile_tokens`, see
+    `warming`; `quantize`, see `quantizing`.
 
     Params are the pipeline's own arguments, some under shorter names, and ours: see `requests.ask`.
     """
@@ -93,7 +93,7 @@ class Diffusion(StepAdapter):
         sizes = warming.sizes_of(self.options, warming.usual_side(self._base))
         kinds = [kind for kind in self._control_nets if not self._only_masks]
         for item in warming.test_items(sizes, tasks.edits(self._kind), self._only_masks, kinds):
-            warming.prepare(self.start(item), tell)
+            warming.prepare(self.start(item), tell, warming.tokens_of(self.options))
 
     def start(self, item: Item) -> PipelineRun:
         """The item's run. Raises `InvalidParameter` for what this model cannot do."""

@@ -68,6 +68,6 @@ class HostedNetwork(MergedNetwork):
         self._rack.activate(self.module, self._adapters)
         return super().forward(calls)
 
-    def prepare(self, call: StepCall, tell: Callable[[str], None]) -> None:
+    def prepare(self, call: StepCall, tell: Callable[[str], None], tokens: Sequence[int] = ()) -> None:
         self._memory.bring(self.module)
-        super().prepare(call, tell)
+        super().prepare(call, tell, tokens)

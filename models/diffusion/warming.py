@@ -16,7 +16,7 @@ from core.errors import ModelFailed
 from models.base import Item
 from models.stepping.compiled import GRAPHS, MODES
 from models.stepping.contract import Lane, StepCall, StepRun
-from models.stepping.merge import MergedNetwork
+from models.stepping.merge import TEXT_MULTIPLE, MergedNetwork
 
 SIZE = re.compile(r"(\d{2,5})x(\d{2,5})")
 USUAL_SIDE = 512
@@ -35,6 +35,7 @@ def compile_mode(options: Mapping[str, Any]) -> str:
             "\"default\", or leave 'offload' out"
         )
     sizes_of(options, USUAL_SIDE)
+    tokens_of(options)
     return mode
 
 
@@ -46,6 +47,15 @@ def sizes_of(options: Mapping[str, Any], side: int) -> list[tuple[int, int]]:
     if not all(found):
         raise ModelFailed("the model's option 'compile_sizes' must be a list of sizes like \"768x512\" (width, height)")
     return [(int(match[2]), int(match[1])) for match in found if match]
+
+
+def tokens_of(options: Mapping[str, Any]) -> list[int]:
+    """The option `compile_tokens`: lengths of text for which to compile too. Raises `ModelFailed`."""
+    found = options.get("compile_tokens") or []
+    if not isinstance(found, (list, tuple)) or not all(type(one) is int and 0 < one <= 8192 and one % TEXT_MULTIPLE == 0
+                                                       for one in found):
+        raise ModelFailed(f"the model's option 'compile_tokens' must be a list of multiples of {TEXT_MULTIPLE}")
+    return list(found)
 
 
 def usual_side(pipeline: Any) -> int:
@@ -71,8 +81,9 @@ def test_items(
             yield item
 
 
-def prepare(run: StepRun, tell: Callable[[str], None]) -> None:
-    """Compile for every denoiser call that the run makes, and give it its answers. Raises what the run raises."""
+def prepare(run: StepRun, tell: Callable[[str], None], tokens: Sequence[int] = ()) -> None:
+    """Compile for every denoiser call that the run makes, and give it its answers. `tokens`: see
+    `MergedNetwork.prepare`. Raises what the run raises."""
     answer: Any = None
     done: set[Any] = set()
     with torch.inference_mode(False), torch.no_grad():
@@ -85,6 +96,6 @@ def prepare(run: StepRun, tell: Callable[[str], None]) -> None:
             for call in calls:
                 if call.lane is Lane.DENOISE and call.key not in done and isinstance(call.network, MergedNetwork):
                     done.add(call.key)
-                    call.network.prepare(call, tell)
+                    call.network.prepare(call, tell, tokens)
             answers = [call.network.forward([call])[0] for call in calls]
             answer = answers[0] if isinstance(asked, StepCall) else answers

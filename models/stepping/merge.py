@@ -239,18 +239,21 @@ class MergedNetwork:
         """Whether the module as it was compiled answers these calls; for who changes it for some of them."""
         return True
 
-    def prepare(self, call: StepCall, tell: Callable[[str], None]) -> None:
-        """Compile for calls like this one, at each of the row sizes. `tell` is told what is about to be compiled: each
-        takes seconds to minutes."""
+    def prepare(self, call: StepCall, tell: Callable[[str], None], tokens: Sequence[int] = ()) -> None:
+        """Compile for calls like this one, at each of the row sizes and, where text is padded, for texts of up to so
+        many `tokens` too. `tell` is told what is about to be compiled: each takes seconds to minutes."""
         if self._compiled is None or self._table is None or isinstance(call.key, _ByItself):
             return
         named = {name: value for name, value in call.kwargs.items() if value is not None}
-        for rows in self._sizes:
+        padded = any(isinstance(column, Text) for column in self._table.columns.values())
+        for longest in sorted({TEXT_MULTIPLE, *tokens}) if padded else [TEXT_MULTIPLE]:
             one = [dict(named)]
-            self._table.level(one, [call.rows], TEXT_MULTIPLE)
-            tell(f"compiling {self.name} for {rows} rows")
-            if not self._compiled.prepare(self._joined(self._table, [_last(self._table, one[0])] * rows, [1] * rows)):
-                return  # more rows would not do either
+            self._table.level(one, [call.rows], longest)
+            last = _last(self._table, one[0])
+            for rows in self._sizes:
+                tell(f"compiling {self.name} for {rows} rows")
+                if not self._compiled.prepare(self._joined(self._table, [last] * rows, [1] * rows)):
+                    break  # more rows would not do either
 
     def _joined(self, table: Table, named: list[Arguments], rows: list[int]) -> Arguments:
         device = named[0][table.rows].device

@@ -267,6 +267,15 @@ def test_every_kind_is_compiled_by_its_own_calls(monkeypatch, kind):
     assert sum(one.shapes for one in forwards(made)) >= 1
 
 
+def test_prompts_of_other_lengths_are_compiled_where_they_are_named(monkeypatch):
+    made = compiling(monkeypatch, Replayed, "qwen-image", row_sizes=[2], compile_tokens=[64, 128])
+    assert [one.shapes for one in forwards(made)] == [2]
+    used, wanted = counted(monkeypatch), [item(prompt="a cat " * count) for count in (1, 45, 100)]
+    for wide, one in zip((True, True, False), wanted, strict=True):
+        used.clear()
+        assert same(images(made, one)[0], images(model("qwen-image"), one)[0]) and bool(used) is wide
+
+
 def test_rows_are_chosen_where_the_operator_has_not(monkeypatch):
     made = compiling(monkeypatch, Replayed)
     assert [one.shapes for one in forwards(made)] == [4]
@@ -277,6 +286,7 @@ def test_rows_are_chosen_where_the_operator_has_not(monkeypatch):
     ({"compile": "fast"}, "'compile' is 'fast'; it must be empty or one of default"),
     ({"compile": "default", "compile_sizes": ["big"]}, "list of sizes like"),
     ({"compile": "default", "compile_sizes": 512}, "list of sizes like"),
+    ({"compile": "default", "compile_tokens": [100]}, "list of multiples of 64"),
     ({"compile": "reduce-overhead", "offload": True}, "needs weights that stay"),
 ])
 def test_options_that_cannot_be_are_refused(options, sentence):
