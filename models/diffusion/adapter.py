@@ -92,8 +92,11 @@ class Diffusion(StepAdapter):
             return
         sizes = warming.sizes_of(self.options, warming.usual_side(self._base))
         kinds = [kind for kind in self._control_nets if not self._only_masks]
-        for item in warming.test_items(sizes, tasks.edits(self._kind), self._only_masks, kinds):
-            warming.prepare(self.start(item), tell, warming.tokens_of(self.options))
+        try:
+            for item in warming.test_items(sizes, tasks.edits(self._kind), self._only_masks, kinds):
+                warming.prepare(self.start(item), tell, warming.tokens_of(self.options))
+        finally:
+            self._compilers.done()
 
     def start(self, item: Item) -> PipelineRun:
         """The item's run. Raises `InvalidParameter` for what this model cannot do."""

@@ -139,7 +139,8 @@ class CompiledForward:
 
 
 class Compilers:
-    """The compiled forwards of one model's networks, one for each module. `mode`: empty: none."""
+    """The compiled forwards of one model's networks, one for each module. `mode`: empty: none. `done()` when all is
+    compiled: the processes that torch has started for it hold memory."""
 
     def __init__(self, mode: str = "", compiler: Compiler = torch.compile) -> None:
         self.mode, self._compiler = mode, compiler
@@ -152,6 +153,12 @@ class Compilers:
         if id(module) not in self._known:
             self._known[id(module)] = CompiledForward(name, module, self.mode, self._compiler)
         return self._known[id(module)]
+
+    def done(self) -> None:
+        """End the processes that compile."""
+        from torch._inductor.async_compile import shutdown_compile_workers  # it brings the whole compiler
+
+        shutdown_compile_workers()
 
 
 def _twin(module: nn.Module) -> nn.Module:
