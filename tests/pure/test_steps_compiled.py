@@ -9,11 +9,12 @@ import pytest
 import torch
 from diffusion_kit import build, folder_of, images, item, model, picture, same
 from test_diffusion_lora import kohya
+from test_diffusion_memory import pretended
 from torch import nn
 
 from core.errors import ModelFailed
 from models.diffusion import adapter, warming
-from models.diffusion.memory import HostedModule
+from models.diffusion.memory import HostedModule, sizes_of
 from models.stepping import compiled
 from models.stepping.compiled import CompiledForward, Compilers
 from models.stepping.contract import Lane
@@ -91,6 +92,8 @@ def test_nothing_is_compiled_while_requests_are_under_way(monkeypatch):
     assert [len(answer) for answer in answers] == [1, 3, 9] and len(frames) == 3
     monkeypatch.setattr(made._compiled, "_shapes", _Everything())  # as if it had been prepared for all
     assert len(made.forward([call(made, 4, 9)])[0][0]) == 9 and len(frames) == 3
+    with torch.inference_mode():  # another mode than that of steps
+        assert len(made.forward([call(made, 5, 2)])[0][0]) == 2 and len(frames) == 3
 
 
 def counted(monkeypatch: Any) -> list[int]:
@@ -274,6 +277,15 @@ def test_prompts_of_other_lengths_are_compiled_where_they_are_named(monkeypatch)
     for wide, one in zip((True, True, False), wanted, strict=True):
         used.clear()
         assert same(images(made, one)[0], images(model("qwen-image"), one)[0]) and bool(used) is wide
+
+
+def test_compiled_networks_travel_one_at_a_time(monkeypatch):
+    memory = pretended(monkeypatch, max(sizes_of(model("sd15")._base.components).values()) + 1)
+    made = compiling(monkeypatch, Replayed, offload=True, row_sizes=[2])
+    used, moves = counted(monkeypatch), memory.residency.moves
+    for one, other in zip(images(made, item(), item(seed=1)), images(model("sd15"), item(), item(seed=1)), strict=True):
+        assert same(one, other)
+    assert used and memory.residency.moves > moves + 1
 
 
 def test_rows_are_chosen_where_the_operator_has_not(monkeypatch):
