@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,7 +16,7 @@ from models.base import Item, Output
 from models.diffusion import loading, quantizing, requests, samplers, sources, tasks, warming
 from models.diffusion.lora import LoraRack, LoraSet
 from models.diffusion.memory import memory_of, refuse_too_large, sizes_of
-from models.diffusion.networks import HostedNetworks
+from models.diffusion.networks import COMPILED_ROWS, HostedNetworks
 from models.diffusion.preview import LatentColours, Look
 from models.stepping.compiled import Compilers
 from models.stepping.contract import StepAdapter
@@ -41,6 +42,9 @@ class Diffusion(StepAdapter):
     def load(self) -> None:
         """Raises `ModelFailed` with a sentence: what is missing, refused or too large, and what to do."""
         self._compilers = Compilers(warming.compile_mode(self.options))
+        if self._compilers.mode and not self.options.get("row_sizes"):
+            rows = ", ".join(map(str, COMPILED_ROWS))
+            print(f"compile: forwards are filled up to {rows} rows; the option 'row_sizes' has others", file=sys.stderr)
         quantize = quantizing.kind_of(self.options)
         source = sources.find(self.options)
         if not self.options.get("trust_pickle"):

@@ -29,6 +29,11 @@ FLOAT_TIMESTEPS = ("UNet2DConditionModel", "ControlNetModel")  # they make their
 NEAR = {torch.float32: 1e-3, torch.float64: 1e-3}  # of the largest value: how far a compiled answer may be off
 NEAR_HALF = 0.1
 
+HOOKS = (
+    "_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+)  # fmt: skip
+
 Compiler = Callable[..., Callable[..., Any]]
 
 
@@ -162,8 +167,11 @@ class Compilers:
 
 
 def _twin(module: nn.Module) -> nn.Module:
-    """The module once more around the very same weights, wherever they will move."""
+    """The module once more around the very same weights, wherever they will move, and without hooks, which may hold
+    whatever others do with the module."""
     known: dict[int, Any] = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+    for part in module.modules():
+        known |= {id(vars(part)[name]): type(vars(part)[name])() for name in HOOKS}
     twin = copy.deepcopy(module, known)
     for part, other in zip(module.modules(), twin.modules(), strict=True):
         other._parameters, other._buffers = part._parameters, part._buffers

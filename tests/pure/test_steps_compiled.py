@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -151,6 +152,26 @@ def test_weights_that_move_take_graphs_with_them_and_nothing_else(monkeypatch, c
 
 
 @torch.no_grad()
+def test_a_hook_on_the_network_is_not_compiled():
+    class Uncopied:
+        def __deepcopy__(self, known: Any) -> Any:
+            raise AssertionError("what a hook holds is copied")
+
+    module, twins, held = UNet2DConditionModel().eval(), [], Uncopied()
+    answers: list[Any] = []
+    module.first.register_forward_hook(lambda *_, held=held: answers.append(held))
+    module.last.register_forward_pre_hook(partial(lambda held, *_: None, held))
+    made = network(module, compiler=lambda twin, **_: twins.append(twin) or twin)
+    made.prepare(call(made, 0), lambda _: None)
+    (twin,) = twins
+    assert made._compiled.shapes == 3 and not twin.first._forward_hooks and module.first._forward_hooks
+    assert twin.first.weight is module.first.weight and twin.first is not module.first
+    answers.clear()
+    made.forward([call(made, 1)])
+    assert not answers
+
+
+@torch.no_grad()
 def test_a_compiler_that_fails_is_told_of_once_and_the_network_runs(capsys):
     def broken(module: nn.Module, **_: Any) -> Any:
         raise RuntimeError("no compiler here\nand a long trace")
@@ -288,8 +309,9 @@ def test_compiled_networks_travel_one_at_a_time(monkeypatch):
     assert used and memory.residency.moves > moves + 1
 
 
-def test_rows_are_chosen_where_the_operator_has_not(monkeypatch):
+def test_rows_are_chosen_where_the_operator_has_not(monkeypatch, capsys):
     made = compiling(monkeypatch, Replayed)
+    assert "filled up to 1, 2, 4, 8 rows" in capsys.readouterr().err
     assert [one.shapes for one in forwards(made)] == [4]
     assert made.told == [f"compiling unet for {rows} rows" for rows in (1, 2, 4, 8)]
 
