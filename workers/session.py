@@ -110,9 +110,9 @@ class Session:
         for done, spec in enumerate(preload):
             fraction = (done + 0.5) / (len(preload) + 1)
             self._channel.send(Progress(f"loading {spec.name}", fraction))
-            adapter = self.adapter(spec)
+            self.adapter(spec)
             if self._boot.warm_up:
-                adapter.compile(partial(self._tell_boot, spec.name, fraction))
+                self._adapters[spec.name].compile(partial(self._tell_boot, spec.name, fraction))
         self._channel.send(Ready(self._facts(time.time() - self._process.create_time())))
 
     def _tell_boot(self, model: str, fraction: float, what: str) -> None:
