@@ -108,11 +108,10 @@ class Session:
             torch.zeros(1, device=self._device)  # fails here, with its reason, rather than at the first job
         preload = [spec for spec in self._boot.specs if spec.preload]
         for done, spec in enumerate(preload):
-            fraction = (done + 0.5) / (len(preload) + 1)
-            self._channel.send(Progress(f"loading {spec.name}", fraction))
+            self._channel.send(Progress(f"loading {spec.name}", (done + 0.5) / (len(preload) + 1)))
             self.adapter(spec)
             if self._boot.warm_up:
-                self._adapters[spec.name].compile(partial(self._tell_boot, spec.name, fraction))
+                self.adapter(spec).compile(partial(self._tell_boot, spec.name, (done + 0.5) / (len(preload) + 1)))
         self._channel.send(Ready(self._facts(time.time() - self._process.create_time())))
 
     def _tell_boot(self, model: str, fraction: float, what: str) -> None:
