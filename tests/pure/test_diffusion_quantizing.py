@@ -69,6 +69,20 @@ def test_what_it_will_need_is_told_from_the_files():
     assert told["vae"] == source.sizes(4)["vae"] > source.sizes(2, quantizing.NETWORKS)["vae"]
 
 
+def test_the_denoiser_in_a_single_file_is_known_by_its_names(tmp_path):
+    from safetensors.torch import save_file
+
+    matrix, kernel = torch.zeros(10, 20), torch.zeros(4, 4, 3, 3)
+    file = tmp_path / "model.safetensors"
+    save_file({
+        "model.diffusion_model.out.weight": matrix, "model.diffusion_model.conv.weight": kernel,
+        "cond_stage_model.layer.weight": matrix.clone(),
+    }, file)  # fmt: skip
+    source = sources.Source(file)
+    assert source.sizes(2) == {"everything": 2 * (200 + 144 + 200)}
+    assert source.sizes(2, quantizing.NETWORKS) == {"everything": 200 + 2 * (144 + 200)}
+
+
 def _folder(kind: str) -> Any:
     from diffusion_kit import folder_of
 
