@@ -7,7 +7,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 RUN    := $(VENV)/.installed
 DEV    := $(VENV)/.installed-dev
-BENCHES = codecs scheduler diffusion hub lora overhead image inpaint hot_path recovery idle memory report
+BENCHES = codecs scheduler diffusion hub lora denoiser overhead image inpaint hot_path recovery idle memory report
 
 .PHONY: serve test lint bench doctor clean
 .DELETE_ON_ERROR:

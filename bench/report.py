@@ -21,8 +21,8 @@ from bench.servers import ROOT
 
 PAGE = ROOT / "docs" / "performance.md"
 ORDER = (
-    "overhead", "image", "inpaint", "scheduler", "diffusion", "diffusion_worker", "hub", "lora", "hot_path", "recovery",
-    "idle", "memory",
+    "overhead", "image", "inpaint", "scheduler", "diffusion", "diffusion_worker", "hub", "lora", "denoiser",
+    "denoiser_cpu", "hot_path", "recovery", "idle", "memory",
 )  # fmt: skip
 Result = Mapping[str, Any]
 

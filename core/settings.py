@@ -146,7 +146,7 @@ class Settings(BaseSettings):
     queue_bytes: Size = setting("Queue", 2 * GIB, "Most bytes of images that those jobs may hold.", ge=MIB)
     tenant_share: float = setting("Queue", 1.0, "Largest part of the queue that one tenant may fill.", gt=0, le=1)
 
-    boot_timeout: Duration = setting("Workers", 600.0, "How long a worker may take to load and warm up.", gt=0)
+    boot_timeout: Duration = setting("Workers", 600.0, "How long each part of a worker's boot may take.", gt=0)
     hang_floor: Duration = setting("Workers", 30.0, "A batch never counts as hung before it ran this long.", gt=0)
     ping_interval: Duration = setting("Workers", 2.0, "How often an idle worker is asked for a sign of life.", gt=0)
     restart_backoff: Duration = setting("Workers", 0.5, "Pause before the first restart of a worker; it doubles.", gt=0)

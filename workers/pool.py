@@ -261,6 +261,7 @@ class Pool:
         match message:
             case Progress(what, fraction):
                 living.what, living.progress = what, fraction
+                self._supervisor.booting(living.worker, self._loop.time())
             case Ready() if living.killed_for is not None:
                 pass  # too late: whatever it were given would be lost, and held against the jobs
             case Ready(facts):

@@ -13,7 +13,6 @@ import sys
 import time
 import traceback
 
-import psutil
 import torch
 
 from core.errors import ImagePoolError, ModelFailed, OutOfMemory
@@ -36,7 +35,6 @@ class Models:
         self._boot, self._device, self._channel, self._steps = boot, device, channel, steps
         self._loaded: dict[str, Adapter] = {}  # the one used last stands last
         self.refused: dict[str, str] = {}
-        self._born = psutil.Process().create_time()
         self._booting = False
 
     def __len__(self) -> int:
@@ -144,11 +142,14 @@ class Models:
     def _load(self, spec: ModelSpec) -> Adapter:
         module, _, name = spec.adapter.partition(":")
         adapter: Adapter = getattr(importlib.import_module(module), name)(spec.options, self._device)
-        since = self._born if self._booting else time.time()
+        since = time.time()
         try:
             adapter.load()
             if self._boot.warm_up:
                 adapter.warm_up()
+                if self._booting:
+                    adapter.compile(lambda what: self._tell(f"{spec.name}: {what}"))
+                    since = time.time()
                 self._measure(adapter, spec, since)
         except BaseException:
             self._steps.forget(adapter)
@@ -158,7 +159,7 @@ class Models:
 
     def _measure(self, adapter: Adapter, spec: ModelSpec, since: float) -> None:
         """A stepped model's forwards, for as long as there is time. What takes longer than booting may, counted from
-        `since`, is taken to hang; other models may have to load, too."""
+        `since`, is taken to hang; while the worker boots, each thing told counts anew."""
         if spec.stepped:
             left = SHARE * (self._boot.boot_timeout - (time.time() - since))
             self._steps.measure(adapter, spec, time.monotonic() + min(LONGEST, left), self._tell)

@@ -51,8 +51,9 @@ class Kill:
 
 @dataclass(frozen=True, slots=True)
 class SupervisorConfig:
-    """All in seconds. A boot may take `boot_timeout`; the n-th failure in a row waits `backoff` * 2^(n-1), at most
-    `backoff_max`; after `give_up_after` boots in a row that failed by themselves a device is given up."""
+    """All in seconds. Each part of a boot (a model, a shape that is compiled) may take `boot_timeout`; the n-th failure
+    in a row waits `backoff` * 2^(n-1), at most `backoff_max`; after `give_up_after` boots in a row that failed by
+    themselves a device is given up."""
 
     boot_timeout: float = 600.0
     backoff: float = 0.5
@@ -91,6 +92,12 @@ class Supervisor:
         """When `tick` next has something to do; None when only an event can change anything."""
         waiting = (WorkerState.STARTING,) if self.draining else (WorkerState.WAITING, WorkerState.STARTING)
         return min((life.at for life in self.lives.values() if life.state in waiting), default=None)
+
+    def booting(self, worker: str, now: float) -> None:
+        """The incarnation has come to the next part of its boot."""
+        life = self.lives[worker]
+        if life.state is WorkerState.STARTING:
+            life.at = now + self.config.boot_timeout
 
     def ready(self, worker: str) -> None:
         """The incarnation has loaded and warmed up."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,11 +11,12 @@ from torch import nn
 from core import loras
 from core.errors import ModelFailed
 from models.base import Item, Output
-from models.diffusion import loading, requests, samplers, sources, tasks
+from models.diffusion import loading, quantizing, requests, samplers, sources, tasks, warming
 from models.diffusion.lora import LoraRack, LoraSet
 from models.diffusion.memory import available, memory_of, refuse_too_large, refuse_without_room, sizes_of
-from models.diffusion.networks import HostedNetwork, HostedNetworks
+from models.diffusion.networks import COMPILED_ROWS, HostedNetwork, HostedNetworks
 from models.diffusion.preview import LatentColours, Look
+from models.stepping.compiled import Compilers
 from models.stepping.contract import StepAdapter
 from models.stepping.rendezvous import PipelineRun, SharedPipeline
 
@@ -29,7 +31,9 @@ class Diffusion(StepAdapter):
     where the source does not tell the right one ("auto"); `dtype` float32, float16, bfloat16 or auto; `controlnets`, by
     control type their sources; `lora_folder`, `max_loras`; `offload`, one network at a time on the device; `memory_gb`,
     what all models together may use of the device for weights; `vae_tiling`, `vae_slicing`, `channels_last`;
-    `safety_checker`; `max_side`; `row_sizes`, see `MergedNetwork`; `warm_up`, see `models/stepping/warm_up.py`.
+    `safety_checker`; `max_side`; `row_sizes`, see `MergedNetwork`; `warm_up`, see `models/stepping/warm_up.py`;
+    `compile`, one of `compiled.MODES`, with `compile_sizes` and `compile_tokens`, see `warming`; `quantize`, see
+    `quantizing`.
 
     Params are the pipeline's own arguments, some under shorter names, and ours: see `requests.ask`.
     """
@@ -38,6 +42,11 @@ class Diffusion(StepAdapter):
         """Raises `ModelFailed` with a sentence: what is missing or refused, and what to do; `DoesNotFit` when it is too
         large for the device, and `OutOfMemory` when other models have left too little of the host's memory."""
         self._entered: list[nn.Module] = []  # looked after by the device's memory
+        self._compilers = Compilers(warming.compile_mode(self.options))
+        if self._compilers.mode and not self.options.get("row_sizes"):
+            rows = ", ".join(map(str, COMPILED_ROWS))
+            print(f"compile: forwards are filled up to {rows} rows; the option 'row_sizes' has others", file=sys.stderr)
+        quantize = quantizing.kind_of(self.options)
         source = sources.find(self.options)
         if not self.options.get("trust_pickle"):
             source.refuse_pickles()
@@ -45,7 +54,8 @@ class Diffusion(StepAdapter):
         if gigabytes := float(self.options.get("memory_gb") or 0):
             self._memory.bound(self, int(gigabytes * 1e9))
         dtype = loading.dtype_of(self.options, self.device)
-        sizes = source.sizes(dtype.itemsize)
+        quantizing.refuse_half(quantize, dtype)
+        sizes = source.sizes(dtype.itemsize, quantizing.NETWORKS if quantize else ())
         self._refuse_too_large(sizes)
         refuse_without_room(sizes, available())
         pipeline = loading.load_pipeline(source, self.options, dtype)
@@ -64,6 +74,7 @@ class Diffusion(StepAdapter):
         vae = getattr(pipeline, "vae", None)
         self._colours = LatentColours(vae, self._memory.bring) if hasattr(vae, "decode") else None
         networks = {**pipeline.components, **{f"ControlNet {kind}": net for kind, net in self._control_nets.items()}}
+        quantizing.quantize(quantize, networks)
         self._refuse_too_large(sizes_of(networks))
         for network in networks.values():
             if isinstance(network, nn.Module):
@@ -88,6 +99,18 @@ class Diffusion(StepAdapter):
     def prepare(self, item: Item) -> None:
         """Read the LoRAs' files, so that only their attaching is left for `start`. Raises `InvalidParameter`."""
         self._rack.read(_loras_of(item))
+
+    def compile(self, tell: Callable[[str], None]) -> None:
+        """The denoisers, for the rows and sizes that the options name."""
+        if not self._compilers.mode:
+            return
+        sizes = warming.sizes_of(self.options, warming.usual_side(self._base))
+        kinds = [kind for kind in self._control_nets if not self._only_masks]
+        try:
+            for item in warming.test_items(sizes, tasks.edits(self._kind), self._only_masks, kinds):
+                warming.prepare(self.start(item), tell, warming.tokens_of(self.options))
+        finally:
+            self._compilers.done()
 
     def start(self, item: Item) -> PipelineRun:
         """The item's run. Raises `InvalidParameter` for what this model cannot do."""
@@ -118,7 +141,7 @@ class Diffusion(StepAdapter):
             more = {"controlnet": self._control_net(control)} if "ControlNet" in kind.__name__ else {}
             built = tasks.build(kind, self._base, self.device, **more)
             found = SharedPipeline(built, HostedNetworks(
-                self._memory, self._rack, worn.adapters, self.options.get("row_sizes", ())
+                self._memory, self._rack, worn.adapters, self.options.get("row_sizes", ()), self._compilers
             ))
         self._shared[key] = found  # the last used is the last to go
         while len(self._shared) > MOST_PIPELINES:

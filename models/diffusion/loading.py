@@ -64,7 +64,8 @@ def load_control_nets(options: Mapping[str, Any], dtype: torch.dtype) -> dict[st
     for kind, named in dict(options.get("controlnets") or {}).items():
         source = find({**options, "source": named, "variant": None, "revision": None}, one_network=True)
         try:
-            nets[str(kind).lower()] = _load_control_net(source, dtype, bool(options.get("offline")))
+            nets[str(kind).lower()] = net = _load_control_net(source, dtype, bool(options.get("offline")))
+            _lay_out(net, options)
         except MemoryError:
             raise
         except Exception as fault:
@@ -131,5 +132,10 @@ def _set_up(pipeline: Any, options: Mapping[str, Any]) -> None:
     for option, method in (("vae_tiling", "enable_tiling"), ("vae_slicing", "enable_slicing")):
         if options.get(option) and hasattr(vae, method):
             getattr(vae, method)()
-    if options.get("channels_last") and hasattr(pipeline, "unet"):
-        pipeline.unet.to(memory_format=torch.channels_last)
+    for name in ("unet", "controlnet"):
+        _lay_out(getattr(pipeline, name, None), options)
+
+
+def _lay_out(network: Any, options: Mapping[str, Any]) -> None:
+    if options.get("channels_last") and network is not None:
+        network.to(memory_format=torch.channels_last)

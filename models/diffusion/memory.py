@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import psutil
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from core.errors import OutOfMemory
 from models.base import DoesNotFit
@@ -25,16 +26,23 @@ SHARE = 0.85  # of the device's memory for weights; the rest is for what they co
 
 
 class HostedModule:
-    """One module's weights. `device`: where they run; they start wherever they are."""
+    """One module's weights. `device`: where they run; they start wherever they are.
+
+    A weight's data is replaced where it is. Quantized weights are made of several tensors and cannot be changed in that
+    way, so there the module is given another weight.
+    """
 
     def __init__(self, module: nn.Module, device: torch.device) -> None:
         self.module = module
         self._device = device
-        self._host: dict[Tensor, Tensor] = {}  # by parameter, its data on the host while it is on the device
+        self._host: dict[Tensor, Tensor] = {}  # by weight, its data on the host while it is on the device
+        self._host_made: dict[tuple[nn.Module, str], nn.Parameter] = {}  # the same of quantized ones, by their place
 
     def size(self) -> int:
         """Bytes of its weights."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in self._tensors())
+        made = {id(weight): weight for *_, weight in self._made()}
+        plain = (*self._tensors(), *(part for weight in made.values() for part in _parts(weight)))
+        return sum(tensor.numel() * tensor.element_size() for tensor in plain)
 
     @torch.inference_mode(False)  # weights made under it could not be used elsewhere
     def bring(self, keep: bool) -> None:
@@ -49,6 +57,7 @@ class HostedModule:
             elif tensor in self._host:
                 kept[tensor] = self._host[tensor]
         self._host = kept
+        self._bring_made(keep)
 
     @torch.inference_mode(False)
     def drop(self) -> None:
@@ -58,10 +67,35 @@ class HostedModule:
                 kept = self._host.get(tensor)
                 tensor.data = tensor.data.to("cpu") if kept is None else kept
         self._host.clear()
+        for owner, name, weight in self._made():
+            if weight.device != torch.device("cpu"):
+                kept_made = self._host_made.get((owner, name))
+                owner._parameters[name] = _changed(weight, Tensor.cpu) if kept_made is None else kept_made
+        self._host_made.clear()
+
+    def _bring_made(self, keep: bool) -> None:
+        kept: dict[tuple[nn.Module, str], nn.Parameter] = {}
+        for owner, name, weight in self._made():
+            place = owner, name
+            if weight.device != self._device:
+                if keep:
+                    weight = kept[place] = _changed(weight, self._pinned)
+                owner._parameters[name] = _changed(weight, partial(Tensor.to, device=self._device, non_blocking=True))
+            elif place in self._host_made:
+                kept[place] = self._host_made[place]
+        self._host_made = kept
 
     def _tensors(self) -> Iterator[Tensor]:
-        yield from self.module.parameters()
-        yield from self.module.buffers()
+        for weight in (*self.module.parameters(), *self.module.buffers()):
+            if not is_traceable_wrapper_subclass(weight):
+                yield weight
+
+    def _made(self) -> list[tuple[nn.Module, str, nn.Parameter]]:
+        """The quantized weights with their places."""
+        return [
+            (owner, name, weight) for owner in self.module.modules() for name, weight in owner._parameters.items()
+            if weight is not None and is_traceable_wrapper_subclass(weight)
+        ]
 
     def _pinned(self, host: Tensor) -> Tensor:
         return host.pin_memory() if self._device.type == "cuda" and not host.is_pinned() else host
@@ -69,6 +103,21 @@ class HostedModule:
 
 def _nothing() -> None:
     pass
+
+
+def _parts(weight: Any) -> Iterator[Tensor]:
+    """The plain tensors that a quantized weight is made of."""
+    for name in weight.__tensor_flatten__()[0]:
+        part = getattr(weight, name)
+        yield from _parts(part) if is_traceable_wrapper_subclass(part) else (part,)
+
+
+def _changed(weight: Any, change: Callable[[Tensor], Tensor]) -> nn.Parameter:
+    """A weight made of the changed parts of another."""
+    names, context = weight.__tensor_flatten__()
+    parts = {name: change(getattr(weight, name)) for name in names}
+    made = type(weight.data).__tensor_unflatten__(parts, context, weight.size(), weight.stride())
+    return nn.Parameter(made, requires_grad=False)
 
 
 class DeviceMemory:

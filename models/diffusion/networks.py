@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
@@ -10,38 +10,52 @@ from torch import nn
 from models.diffusion.lora import LoraRack
 from models.diffusion.lora_mix import Adapters, Unmixable
 from models.diffusion.memory import DeviceMemory
+from models.stepping.compiled import CompiledForward, Compilers
 from models.stepping.contract import Lane, StepCall
 from models.stepping.merge import MergedNetwork, merges, set_apart
 from models.stepping.rendezvous import Networks
 
+COMPILED_ROWS = (1, 2, 4, 8)
+
 
 class HostedNetworks(Networks):
-    """The networks of one model as requests with one set of LoRAs call them."""
+    """The networks of one model as requests with one set of LoRAs call them. `compilers`: of its denoisers; compiled
+    forwards have fixed row sizes, `COMPILED_ROWS` unless others are given."""
 
-    def __init__(self, memory: DeviceMemory, rack: LoraRack, adapters: Adapters, row_sizes: Sequence[int] = ()) -> None:
+    def __init__(
+        self, memory: DeviceMemory, rack: LoraRack, adapters: Adapters, row_sizes: Sequence[int] = (),
+        compilers: Compilers | None = None,
+    ) -> None:
         super().__init__(row_sizes)
         self._memory, self._rack, self._adapters = memory, rack, adapters
+        self._compilers = compilers or Compilers()
 
     def make(self, name: str, module: nn.Module, lane: Lane, method: str) -> HostedNetwork:
-        return HostedNetwork(name, module, lane, method, self._row_sizes, self._memory, self._rack, self._adapters)
+        sizes, compiled = self._row_sizes, None
+        if lane is Lane.DENOISE and (compiled := self._compilers.of(name, module)):
+            sizes = sizes or COMPILED_ROWS
+        return HostedNetwork(
+            name, module, lane, method, sizes, self._memory, self._rack, self._adapters, compiled,
+            strict=bool(self._row_sizes),
+        )
 
 
 class HostedNetwork(MergedNetwork):
     """One network as requests with one set of LoRAs call it. Two of the same module are equal, whatever their sets:
     their calls share forwards, in which each row has its own set (see `lora_mix.py`).
 
-    Where sets cannot be mixed, or bits must not depend on the company (`row_sizes`), the set is part of the calls' key.
+    Where sets cannot be mixed, or bits must not depend on the company (`strict`), the set is part of the calls' key.
     """
 
     def __init__(
         self, name: str, module: nn.Module, lane: Lane, method: str, row_sizes: Sequence[int], memory: DeviceMemory,
-        rack: LoraRack, adapters: Adapters,
+        rack: LoraRack, adapters: Adapters, compiled: CompiledForward | None = None, *, strict: bool = False,
     ) -> None:
-        super().__init__(name, module, lane, method, row_sizes)
+        super().__init__(name, module, lane, method, row_sizes, compiled)
         self.adapters = rack.worn(module, adapters)
         self._memory, self._rack = memory, rack
         self._identity = id(module), method
-        self._strict = bool(row_sizes)
+        self._strict = strict
         memory.enter(module)
 
     def __eq__(self, other: object) -> bool:
@@ -73,6 +87,7 @@ class HostedNetwork(MergedNetwork):
         if len(set(rows)) == 1:
             self._rack.wear(self.module, rows[:1])  # filled-up rows, too
             return super().forward(calls)
+        rows += rows[-1:] * self._missing(len(rows))
         try:
             self._rack.wear(self.module, rows)
             return super().forward(calls)
@@ -89,3 +104,11 @@ class HostedNetwork(MergedNetwork):
         for places in groups.values():
             answers.update(zip(places, self.forward([calls[place] for place in places]), strict=True))
         return [answers[place] for place in range(len(calls))]
+
+    def compilable(self, calls: Sequence[StepCall]) -> bool:
+        """Forwards with LoRAs run as they are written: what was compiled has none."""
+        return not any(call.network.adapters for call in calls)  # type: ignore[attr-defined]
+
+    def prepare(self, call: StepCall, tell: Callable[[str], None], tokens: Sequence[int] = ()) -> None:
+        self._memory.bring(self.module)
+        super().prepare(call, tell, tokens)

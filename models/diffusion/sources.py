@@ -22,6 +22,7 @@ from models.diffusion import hubs
 from models.diffusion.hubs import INDEX, PICKLES, SAFE
 
 MODELSCOPE = "modelscope:"
+SINGLE_FILE_DENOISERS = ("model.diffusion_model.", "double_blocks.", "single_blocks.", "transformer_blocks.")
 WEIGHTS = re.compile(
     r"(?:diffusion_pytorch_model|model|pytorch_model)(?:\.(?P<before>[\w-]+?))?(?:-\d{5}-of-\d{5})?(?:\.(?P<after>\w+))?\.\w+"
 )
@@ -98,10 +99,15 @@ class Source:
                         "to .safetensors, or set the model's option 'trust_pickle' if you know where they come from"
                     )
 
-    def sizes(self, item_bytes: int | None = None) -> dict[str, int]:
+    def sizes(self, item_bytes: int | None = None, eight_bits: tuple[str, ...] = ()) -> dict[str, int]:
         """By component, the bytes of its weights. `item_bytes`: those of one number once it is loaded; None: as it
-        lies there. Pickles count by the length of their files."""
-        return {name: sum(_size(file, item_bytes) for file in files) for name, files in self.weights().items()}
+        lies there. `eight_bits`: how the names begin of those whose matrices will take one byte a number. Pickles count
+        by the length of their files."""
+        found = {}
+        for name, files in self.weights().items():
+            small = ("",) if name.startswith(eight_bits) else SINGLE_FILE_DENOISERS if self.single_file else ()
+            found[name] = sum(_size(file, item_bytes, small if eight_bits else ()) for file in files)
+        return found
 
 
 def find(
@@ -156,15 +162,18 @@ def _usual_model(source: Source) -> str:
         raise ModelFailed("diffusers does not know weights of these names") from None
 
 
-def _size(file: Path, item_bytes: int | None) -> int:
+def _size(file: Path, item_bytes: int | None, eight_bits: tuple[str, ...]) -> int:
+    """`eight_bits`: how the names begin of tensors whose matrices take one byte a number."""
     if file.suffix != SAFE:
         return file.stat().st_size
     try:
-        tensors = TensorFile.read(file).tensors.values()
+        tensors = TensorFile.read(file).tensors
     except ValueError as fault:
         raise ModelFailed(f"the weights {file.name} are damaged: {fault}; fetch them again") from None
-    return sum(
-        tensor.elements * item_bytes if item_bytes and tensor.dtype.startswith(("F", "BF")) else tensor.size
-        for tensor in tensors
-    )
+    total = 0
+    for name, tensor in tensors.items():
+        floating = tensor.dtype.startswith(("F", "BF"))
+        small = floating and len(tensor.shape) == 2 and name.startswith(eight_bits)
+        total += tensor.elements if small else tensor.elements * item_bytes if item_bytes and floating else tensor.size
+    return total
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,9 @@ from models.stepping.columns import (
     frozen,
 )
 from models.stepping.contract import Lane, StepCall
+
+if TYPE_CHECKING:
+    from models.stepping.compiled import CompiledForward
 
 TEXT_MULTIPLE = 64  # tokens, to which padded text is rounded up where row counts are fixed too
 
@@ -171,11 +174,13 @@ class MergedNetwork:
     `row_sizes`: every forward has one of these numbers of rows (filled up with copies of its last row; beyond the
     largest, a multiple of it), and padded text a multiple of 64 tokens. For a fixed number of rows a row's bits do not
     depend on its companions, so one size makes a request's image the same to the last bit whatever it shares with;
-    several sizes make that cheaper and less strict, and give CUDA graphs their shapes. Empty: no filling.
+    several sizes make that cheaper and less strict, and give compiled forwards their shapes. Empty: no filling.
+    `compiled`: the module's compiled forward, for denoisers; it needs row sizes.
     """
 
     def __init__(
-        self, name: str, module: nn.Module, lane: Lane, method: str = "forward", row_sizes: Sequence[int] = ()
+        self, name: str, module: nn.Module, lane: Lane, method: str = "forward", row_sizes: Sequence[int] = (),
+        compiled: CompiledForward | None = None,
     ) -> None:
         self.name = name
         self.module = module
@@ -184,6 +189,7 @@ class MergedNetwork:
         self._parameters = tuple(inspect.signature(getattr(type(module), method)).parameters)[1:]
         self._table = TABLES.get((type(module).__name__, method))
         self._sizes = sorted(row_sizes) if lane is Lane.DENOISE else []
+        self._compiled = compiled if self._sizes else None
         if row_sizes and lane is not Lane.DENOISE:
             self._table = None  # other companies would mean other bits
         if self._table is None and lane is Lane.DENOISE:
@@ -227,14 +233,38 @@ class MergedNetwork:
         named = [{name: value for name, value in call.kwargs.items() if value is not None} for call in calls]
         table.level(named, rows, TEXT_MULTIPLE if self._sizes else 1)
         extra = self._missing(sum(rows))
-        filling = {name: _column(table, name).last(value) for name, value in named[-1].items()} if extra else {}
-        answer = self._method(**self._joined(table, named + [filling] * extra, rows + [1] * extra))
+        filling = _last(table, named[-1]) if extra else {}
+        joined = self._joined(table, named + [filling] * extra, rows + [1] * extra)
+        if self._compiled is not None and self.compilable(calls):
+            answer = self._compiled(joined)
+        else:
+            answer = self._method(**joined)
         total = sum(rows) + extra
         places = [slice(end - count, end) for end, count in zip(accumulate(rows), rows, strict=True)]
         return [
             table.finish(each_tensor(answer, partial(_cut, place, total)), call.kwargs)
             for place, call in zip(places, calls, strict=True)
         ]
+
+    def compilable(self, calls: Sequence[StepCall]) -> bool:
+        """Whether the module as it was compiled answers these calls; for who changes it for some of them."""
+        return True
+
+    def prepare(self, call: StepCall, tell: Callable[[str], None], tokens: Sequence[int] = ()) -> None:
+        """Compile for calls like this one, at each of the row sizes and, where text is padded, for texts of up to so
+        many `tokens` too. `tell` is told what is about to be compiled: each takes seconds to minutes."""
+        if self._compiled is None or self._table is None or isinstance(call.key, _ByItself):
+            return
+        named = {name: value for name, value in call.kwargs.items() if value is not None}
+        padded = any(isinstance(column, Text) for column in self._table.columns.values())
+        for longest in sorted({TEXT_MULTIPLE, *tokens}) if padded else [TEXT_MULTIPLE]:
+            one = [dict(named)]
+            self._table.level(one, [call.rows], longest)
+            last = _last(self._table, one[0])
+            for rows in self._sizes:
+                tell(f"compiling {self.name} for {rows} rows")
+                if not self._compiled.prepare(self._joined(self._table, [last] * rows, [1] * rows)):
+                    break  # more rows would not do either
 
     def _joined(self, table: Table, named: list[Arguments], rows: list[int]) -> Arguments:
         device = named[0][table.rows].device
@@ -262,6 +292,11 @@ _PLAIN = Plain()
 
 def _column(table: Table, name: str) -> Column:
     return table.columns.get(name, _PLAIN)
+
+
+def _last(table: Table, named: Arguments) -> Arguments:
+    """The arguments of the call's last sample, as of a call of its own."""
+    return {name: _column(table, name).last(value) for name, value in named.items()}
 
 
 def _cut(place: slice, total: int, tensor: Tensor) -> Tensor:

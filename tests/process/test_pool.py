@@ -16,12 +16,13 @@ from kit import ROOT, TEST_MODELS, photo, pixels
 from core.header import read_header
 from core.model import ModelSpec, read_spec
 from core.request import ImagePart, OutputFormat
+from tests.process import compile_model
 from workers.arena import Arena
 from workers.contract import Said, WorkerDown, WorkerUp
 from workers.devices import DevicePlan
 from workers.messages import BatchDidNotFit, BatchDone, Drop, ItemsDone, RunBatch, RunItem
 from workers.pool import Pool, PoolConfig
-from workers.supervisor import SupervisorConfig
+from workers.supervisor import Supervisor, SupervisorConfig
 
 SECONDS = 60
 
@@ -227,3 +228,21 @@ async def test_workers_die_with_their_master_even_when_they_are_stopped(tmp_path
     assert len(pids) == 2
     _, alive = psutil.wait_procs([psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], timeout=10)
     assert not alive
+
+
+async def test_a_worker_compiles_before_it_is_ready_and_keeps_no_process_for_it(tmp_path, monkeypatch):
+    booting, boots = Supervisor.booting, []
+
+    async with Bench(1, [read_spec(compile_model.SPEC, "compiled")], tmp_path) as bench:
+
+        def watched(supervisor: Supervisor, worker: str, now: float) -> None:
+            boots.append(bench.pool._living[worker].what)
+            booting(supervisor, worker, now)
+
+        monkeypatch.setattr(Supervisor, "booting", watched)
+        up = await bench.next(WorkerUp, 120)
+        assert boots[-2:] == [f"compiled: compiling linear for {rows} rows" for rows in (1, 2)]
+        assert not psutil.Process(bench.pid()).children(recursive=True), "what compiled is still there"
+        batch = bench.batch([{}])
+        bench.pool.send("cpu:0", up.incarnation, replace(batch, model="compiled"))
+        assert (await bench.answers())["job0"].error is None

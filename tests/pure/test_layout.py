@@ -39,7 +39,7 @@ IMPURE = {"asyncio", "threading", "multiprocessing", "subprocess", "time", "sock
 TOP = ("server.py", "test_concurrency.py", "requirements.txt", "README.md", "workers", "scheduler", "outputs", "tests")
 LONGEST = 500
 REQUIREMENTS = ("requirements.txt", "requirements-diffusion.txt")
-OPTIONAL = {"modelscope", "spandrel"}  # for models that the operator adds
+OPTIONAL = {"modelscope", "spandrel", "torchao"}  # for models that the operator adds
 
 
 def imports(tree: ast.Module) -> Iterator[tuple[str, int, bool]]:

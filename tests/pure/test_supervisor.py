@@ -114,3 +114,17 @@ def test_whatever_happens_a_device_is_live_or_has_a_time_to_start_or_is_given_up
             supervisor.tick(now)
         if life.state is WorkerState.WAITING:
             assert life.at <= now + CONFIG.backoff_max and supervisor.next_at() is not None
+
+
+def test_each_part_of_a_boot_may_take_its_time_and_a_hanging_one_may_not():
+    supervisor = one()
+    for now in (50, 100, 150):
+        supervisor.booting("gpu", now)
+        assert supervisor.tick(now + 59) == [] and supervisor.next_at() == now + 60
+    (killed,) = supervisor.tick(210)
+    assert isinstance(killed, Kill) and "60 s" in killed.why
+    supervisor.booting("gpu", 211)
+    assert supervisor.lives["gpu"].state is WorkerState.DYING, "too late"
+    supervisor = one("ready")
+    supervisor.booting("gpu", 1)
+    assert supervisor.next_at() is None, "a model that is loaded later is no boot"

@@ -8,6 +8,7 @@ import threading
 import weakref
 from dataclasses import replace
 from multiprocessing import Pipe
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,7 +24,17 @@ from workers import session as session_module
 from workers.arena import Arena
 from workers.channel import Frames, WorkerEnd
 from workers.drops import Drops
-from workers.messages import BatchDidNotFit, BatchDone, Boot, ItemsDone, RunBatch, RunItem
+from workers.messages import (
+    BatchDidNotFit,
+    BatchDone,
+    Boot,
+    ItemsDone,
+    Progress,
+    Ready,
+    RunBatch,
+    RunItem,
+    Stop,
+)
 from workers.session import Session
 
 
@@ -309,3 +320,30 @@ def test_a_model_may_prepare_an_item_where_it_is_decoded_and_what_it_raises_fail
     assert [answers[job].error is None for job in "abc"] == [True, False, True]
     assert "not this one" in answers["b"].error.message
     assert all(name.startswith("codec") and len(shape) == 3 for name, shape in prepared)
+
+
+@pytest.mark.parametrize("warm_up", [True, False])
+def test_what_takes_minutes_is_done_and_told_before_the_worker_is_ready(tmp_path, monkeypatch, warm_up):
+    class Slow(Adapter):
+        def run(self, items):
+            return []
+
+        def compile(self, tell):
+            tell("compiling unet for 2 rows")
+
+    monkeypatch.setitem(sys.modules, "slow_model", SimpleNamespace(Slow=Slow))
+    bench = Bench(tmp_path)
+    named = (replace(bench.spec, name=name, adapter="slow_model:Slow", preload=name != "late")
+             for name in ("a", "b", "late"))
+    specs = tuple(named)
+    boot = replace(bench.session._boot, specs=specs, warm_up=warm_up)
+    session = Session(boot, bench.session._channel, os.dup(bench.arena.fd))
+    session.load()
+    said = bench.frames.feed(os.read(bench.results.fileno(), 1 << 18))
+    told = [message.what for message in said if isinstance(message, Progress)]
+    compiled = [f"{name}: compiling unet for 2 rows" for name in "ab"]
+    assert [what for what in told if "compiling" in what] == (compiled if warm_up else [])
+    assert isinstance(said[-1], Ready)
+    session.adapter(specs[2])
+    bench.session._channel.send(Stop())
+    assert [type(one) for one in bench.frames.feed(os.read(bench.results.fileno(), 1 << 18))] == [Stop]
