@@ -14,6 +14,7 @@ from test_diffusion_memory import pretended
 from torch import nn
 
 from core.errors import ModelFailed
+from models.base import DoesNotFit
 from models.diffusion import quantizing, sources
 from models.diffusion.memory import HostedModule, sizes_of
 from models.stepping.compiled import CompiledForward
@@ -53,11 +54,11 @@ def test_it_fits_where_the_whole_would_not(monkeypatch):
     whole = sizes_of(model("flux")._base.components)
     budget = int(sum(whole.values()) - 0.6 * whole["transformer"])
     pretended(monkeypatch, budget)
-    with pytest.raises(ModelFailed, match="need"):
+    with pytest.raises(DoesNotFit, match="need"):
         build("flux")
     assert build("flux", quantize="int8")
     pretended(monkeypatch, budget // 3)
-    with pytest.raises(ModelFailed, match=r"need .* MB and this device has"):
+    with pytest.raises(DoesNotFit, match=r"need .* MB and this device has"):
         build("flux", quantize="int8")
 
 

@@ -102,7 +102,7 @@ def test_any_company_is_what_each_row_is_alone(rows):
     given_ = inputs(len(rows))
     expected = by_peft(NET, rows, *given_)
     mix = LoraMix(NET)
-    assert gap(mixed(mix, NET, rows, *given_), expected) < 1e-5
+    assert gap(mixed(mix, NET, rows, *given_), expected) < 1e-5 * max(1.0, float(expected.abs().max()))
     mix.release()
     assert gap(by_peft(NET, rows, *given_), expected) == 0, "peft's own way is as it was"
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from diffusion_kit import build, folder_of, images, item, model, picture, same
+from step_kit import Fifo, spied
 from test_diffusion_lora import kohya
 from test_diffusion_memory import pretended
 from torch import nn
@@ -274,6 +275,22 @@ def test_requests_with_loras_run_beside_compiled_ones(monkeypatch, tmp_path):
     used.clear()
     assert same(images(made, item(lora_name="ink"))[0], pictures[1]) and not used
     assert same(images(made, item())[0], pictures[0]) and used, "without LoRA it is compiled still"
+
+
+def test_different_loras_share_forwards_that_are_filled_up(monkeypatch, tmp_path):
+    """Guided, so three requests are six rows, of eight that are compiled for."""
+    for seed, name in enumerate(("ink", "oil")):
+        kohya(tmp_path / f"{name}.safetensors", seed)
+    plain = build("sd15", lora_folder=str(tmp_path))
+    made = compiling(monkeypatch, Replayed, lora_folder=str(tmp_path))
+    wanted = [item(lora_name="ink"), item(lora_name="oil", seed=2), item(seed=5)]
+    monkeypatch.setattr("models.stepping.stepper.StepBatcher", lambda costs: Fifo())  # as wide as it can be
+    with spied() as seen:
+        pictures = images(made, *wanted)
+    assert ("unet", Lane.DENOISE, 3) in seen
+    assert made._rack.mixes(made._base.unet, (("lora1", 1.0),)), "they went by themselves after all"
+    for one, picture_alone in zip(pictures, (images(plain, other)[0] for other in wanted), strict=True):
+        assert same(one, picture_alone)
 
 
 def test_a_controlnet_is_compiled_with_what_it_changes(monkeypatch):
