@@ -153,7 +153,7 @@ class Arrivals:
         if not parked:
             self._go_on(live)
         elif live.job.state is State.RUNNING:
-            self._register.move(live, State.PARKED, time.time(), device=worker, why="more urgent jobs go first")
+            self._register.move(live, State.PARKED, time.time(), device=worker, why="other jobs go first")
 
     def _go_on(self, live: Live) -> None:
         """A parked job runs again."""

@@ -233,7 +233,7 @@ _STEP_COUNTERS = (
 _STEP_GAUGES = (
     ("rows_per_forward", "Rows of a forward, mean of the last seconds of work."),
     ("jobs_running", "Jobs that step on the device."),
-    ("jobs_parked", "Jobs that wait on the device for more urgent ones."),
+    ("jobs_parked", "Jobs that wait on the device for others that go first."),
     ("steps_per_second", "Denoiser calls answered per second, mean of the last ten seconds."),
 )
 

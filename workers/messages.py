@@ -137,7 +137,7 @@ class JobProgress:
 @by_position
 @dataclass(frozen=True, slots=True)
 class JobParked:
-    """The stepped job waits for more urgent ones, its state kept (`parked`), or goes on."""
+    """The stepped job waits for others that go first, its state kept (`parked`), or goes on."""
 
     job: str
     parked: bool
