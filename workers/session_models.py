@@ -1,8 +1,9 @@
 """The models that a worker has loaded: loaded and warmed up when they are first needed, closed when room is needed.
 
-One that should be preloaded and cannot be is refused with a sentence, and the others serve. Models that are preloaded
-stay. Of the others the one not used for longest is closed when more are loaded than the
-operator wants, or when another one finds no memory; its next request loads it again.
+One that should be preloaded and cannot be is refused with a sentence, and the others serve; where the host has just no
+memory for it, its first request tries again. Models that are preloaded stay. Of the others the one not used for longest
+is closed when more are loaded than the operator wants, or when another one finds no memory; its next request loads it
+again.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class Models:
         """Load what is to be loaded before the worker is ready, and tell how far that is. Raises when no model is left,
         or when the device is to blame: out of memory, or broken."""
         specs = [spec for spec in self._boot.specs if spec.preload]
-        self._booting = True
+        self._booting, lacking = True, 0
         for done, spec in enumerate(specs):
             self._told = (done + 0.5) / (len(specs) + 1)
             self._channel.send(Progress(f"loading {spec.name}", self._told))
@@ -55,8 +56,12 @@ class Models:
                 self.get(spec)
             except Exception as fault:
                 said = f"model '{spec.name}' cannot be loaded: {boot_failure_words(fault)}"
-                if self._blames(fault) or len(self.refused) == len(self._boot.specs) - 1:
+                lacking += 1
+                if self._blames(fault) or lacking == len(self._boot.specs):
                     raise ModelFailed(said) from fault
+                if _lacks_room(fault):
+                    print(f"{said}; its first request tries again", file=sys.stderr)
+                    continue
                 traceback.print_exception(fault)
                 self.refused[spec.name] = said
         self._booting = False
@@ -109,8 +114,7 @@ class Models:
             try:
                 return self._load(spec)
             except Exception as fault:
-                short = lacks_memory(fault) or (isinstance(fault, OutOfMemory) and not isinstance(fault, DoesNotFit))
-                if not idle or not short:
+                if not idle or not (lacks_memory(fault) or _lacks_room(fault)):
                     raise
             # Past the handler: the exception would keep alive what filled the memory.
             self.close(idle.pop(0))
@@ -120,7 +124,7 @@ class Models:
         a model is given up: jobs would fail there that another can do."""
         if isinstance(fault, DoesNotFit):
             return not self._boot.alike
-        if lacks_memory(fault) or isinstance(fault, OutOfMemory):
+        if lacks_memory(fault):
             return True
         if self._device.type != "cuda" or isinstance(fault, ImagePoolError):
             return False
@@ -167,6 +171,11 @@ class Models:
     def _tell(self, what: str) -> None:
         if self._booting:
             self._channel.send(Progress(what, self._told))
+
+
+def _lacks_room(fault: Exception) -> bool:
+    """Whether others have left too little memory for a model, which they may give back."""
+    return isinstance(fault, OutOfMemory) and not isinstance(fault, DoesNotFit)
 
 
 def _close(adapter: Adapter) -> None:

@@ -235,11 +235,11 @@ def available() -> int:
 
 
 def refuse_without_room(sizes: dict[str, int], free: int) -> None:
-    """Raises `DoesNotFit` with the numbers when networks of these sizes, in bytes, would fill the host's memory, of
+    """Raises `OutOfMemory` with the numbers when networks of these sizes, in bytes, would fill the host's memory, of
     which so much is free: the kernel would end the process in the middle of loading them."""
     whole = sum(sizes.values())
     if whole > free:
-        raise DoesNotFit(
+        raise OutOfMemory(  # others may give it back
             f"its weights need {readable(whole)} of the host's memory, of which {readable(free)} are free; offer fewer "
             "models, have fewer stay loaded (--loaded-models), or choose a 'dtype' of fewer bits"
         )

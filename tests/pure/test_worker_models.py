@@ -206,3 +206,10 @@ def test_a_model_for_which_the_host_has_no_memory_is_not_even_read(memory, monke
     with pytest.raises(OutOfMemory, match=r"need .* MB of the host's memory, of which 0\.0 MB .*--loaded-models"):
         desk.models.get(drawing(), 1)
     refuse_without_room({"unet": 5, "vae": 5}, 10)
+
+
+def test_a_model_for_which_the_host_has_no_memory_has_an_idle_one_closed(memory, monkeypatch):
+    desk, free = Desk(A, drawing()), [1000]
+    desk.models.get(A, 1)
+    monkeypatch.setattr(diffusion, "available", lambda: free.pop() if free else 10**12)
+    assert desk.models.get(drawing(), 2) and LIFE == ["load a", "close a"]
