@@ -16,7 +16,7 @@ import traceback
 
 import torch
 
-from core.errors import ImagePoolError, ModelFailed, OutOfMemory
+from core.errors import ModelFailed, OutOfMemory
 from core.model import ModelSpec
 from models.base import Adapter, DoesNotFit
 from models.calls import lacks_memory
@@ -126,7 +126,11 @@ class Models:
             return not self._boot.alike
         if lacks_memory(fault):
             return True
-        if self._device.type != "cuda" or isinstance(fault, ImagePoolError):
+        return self._broken()
+
+    def _broken(self) -> bool:
+        """Whether the device answers every call with an error, whatever the fault was that a model has shown."""
+        if self._device.type != "cuda":
             return False
         try:
             torch.cuda.synchronize(self._device)
@@ -152,14 +156,24 @@ class Models:
             if self._boot.warm_up:
                 adapter.warm_up()
                 if self._booting:
-                    adapter.compile(lambda what: self._tell(f"{spec.name}: {what}"))
+                    self._compile(adapter, spec)
                     since = time.time()
                 self._measure(adapter, spec, since)
+                if self._broken():  # what these two fail at is else no more than told
+                    raise ModelFailed("the device failed while it was warmed up; the worker's log has the details")
         except BaseException:
             self._steps.forget(adapter)
             _close(adapter)
             raise
         return adapter
+
+    def _compile(self, adapter: Adapter, spec: ModelSpec) -> None:
+        """It makes a model faster; one that it fails for is as slow as it was."""
+        try:
+            adapter.compile(spec, lambda what: self._tell(f"{spec.name}: {what}"))
+        except Exception as fault:
+            print(f"model '{spec.name}' could not be compiled for all that it should be:", file=sys.stderr)
+            traceback.print_exception(fault)
 
     def _measure(self, adapter: Adapter, spec: ModelSpec, since: float) -> None:
         """A stepped model's forwards, for as long as there is time. What takes longer than booting may, counted from

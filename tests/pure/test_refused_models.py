@@ -106,3 +106,9 @@ def test_for_what_the_host_has_no_memory_now_its_first_request_tries_again(monke
     monkeypatch.setattr(Bad, "fault", OutOfMemory("no room"))
     with pytest.raises(ModelFailed, match="no room"):
         Shelf("Bad").models.preload()
+
+
+def test_a_device_that_breaks_while_a_model_is_warmed_up_is_to_blame(monkeypatch):
+    monkeypatch.setattr(Models, "_broken", lambda self: True)
+    with pytest.raises(ModelFailed, match="the device failed while"):
+        Shelf("Good", "Good").models.preload()
