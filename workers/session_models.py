@@ -26,6 +26,7 @@ from workers.process import boot_failure_words
 from workers.session_steps import Steps
 
 LONGEST = 120.0  # seconds that one model's forwards may be measured
+BRIEF = 10.0  # the same of one that is loaded for a request, while all others wait
 SHARE = 0.5  # of what is left of the time for booting that they may be measured
 
 
@@ -180,7 +181,8 @@ class Models:
         `since`, is taken to hang; while the worker boots, each thing told counts anew."""
         if spec.stepped:
             left = SHARE * (self._boot.boot_timeout - (time.time() - since))
-            self._steps.measure(adapter, spec, time.monotonic() + min(LONGEST, left), self._tell)
+            most = LONGEST if self._booting else BRIEF
+            self._steps.measure(adapter, spec, time.monotonic() + min(most, left), self._tell)
 
     def _tell(self, what: str) -> None:
         if self._booting:

@@ -202,12 +202,14 @@ def capacity(device: torch.device) -> int:
     return int(psutil.virtual_memory().total)
 
 
+def bytes_of(module: nn.Module) -> int:
+    """What a network's weights take, quantized ones too."""
+    return HostedModule(module, torch.device("cpu")).size()
+
+
 def sizes_of(parts: Mapping[str, Any]) -> dict[str, int]:
     """By name, the bytes of those parts that are networks."""
-    return {
-        name: HostedModule(part, torch.device("cpu")).size() for name, part in parts.items()
-        if isinstance(part, nn.Module)
-    }
+    return {name: bytes_of(part) for name, part in parts.items() if isinstance(part, nn.Module)}
 
 
 def refuse_too_large(sizes: dict[str, int], budget: int, offload: bool) -> None:

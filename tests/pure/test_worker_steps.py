@@ -293,6 +293,14 @@ def test_a_thread_that_ends_at_the_moment_at_which_it_is_found_to_be_stuck_is_no
         assert told == found and steps._in_codecs == (set() if found else after)
 
 
+def test_who_comes_when_nobody_waits_owes_and_is_owed_nothing(bench):
+    bench.send(bench.order("plain", model="stub", base_ms=100))
+    bench.answers("plain")
+    bench.send(Ping(1))
+    bench.hear(lambda said: any(isinstance(message, Pong) for message in said))
+    assert bench.session._steps._owed == 0.0, "a batch for which nobody waited"
+
+
 def test_an_urgent_job_goes_first_and_the_parked_one_is_told_and_goes_on(bench, monkeypatch):
     monkeypatch.setattr("models.stepping.stepper.PARKED_AFTER", 0.05)
     bench.send(bench.order("plain", data=png(1), steps=40, forward_ms=5.0))
