@@ -79,6 +79,7 @@ class Diffusion(StepAdapter):
         self._refuse_too_large(sizes_of(networks))
         for network in networks.values():
             if isinstance(network, nn.Module):
+                network.requires_grad_(False)  # attaching a LoRA does, which compiled forwards would take for a change
                 self._memory.enter(network)
                 self._entered.append(network)
 

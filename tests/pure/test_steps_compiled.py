@@ -297,6 +297,26 @@ def test_requests_with_loras_run_beside_compiled_ones(monkeypatch, tmp_path):
     assert same(images(made, item())[0], pictures[0]) and used, "without LoRA it is compiled still"
 
 
+def test_what_was_compiled_is_still_used_when_a_lora_has_been_attached(monkeypatch, tmp_path):
+    """By torch's own guards: what attaching changes of the weights must not be among them."""
+    kohya(tmp_path / "ink.safetensors", 0)
+    ran: list[int] = []
+
+    def watched(graph: Any, _: Any) -> Any:
+        return lambda *inputs: ran.append(1) or graph.forward(*inputs)
+
+    made = compiling(
+        monkeypatch, lambda twin, **_: torch.compile(twin, backend=watched, dynamic=False), row_sizes=[4],
+        lora_folder=str(tmp_path),
+    )
+    ran.clear()
+    before = images(made, item())[0]
+    used = len(ran)
+    assert used and not same(images(made, item(lora_name="ink"))[0], before)
+    ran.clear()
+    assert same(images(made, item())[0], before) and len(ran) == used
+
+
 def test_different_loras_share_forwards_that_are_filled_up(monkeypatch, tmp_path):
     """Guided, so three requests are six rows, of eight that are compiled for."""
     for seed, name in enumerate(("ink", "oil")):
