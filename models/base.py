@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from core.errors import OutOfMemory
+from core.model import ModelSpec
 
 
 def _ignore(_: object) -> None:
@@ -74,9 +75,10 @@ class Adapter(ABC):
     def warm_up(self) -> None:  # noqa: B027
         """Run once so that the first request does not pay for lazy initialisation."""
 
-    def compile(self, tell: Callable[[str], None]) -> None:  # noqa: B027
+    def compile(self, spec: ModelSpec, tell: Callable[[str], None]) -> None:  # noqa: B027
         """What takes minutes and is done only before the worker says that it is ready, after `warm_up`: never for a
-        model that is loaded by its first request. `tell(what)` before each part: the boot may take that long anew."""
+        model that is loaded by its first request. `spec`: what requests of the model are like. `tell(what)` before each
+        part: the boot may take that long anew. What it raises is told to the log, and the model serves."""
 
     def prepare(self, item: Item) -> None:  # noqa: B027
         """What an item needs that can be done before the device has time for it, as reading a file. Called once for

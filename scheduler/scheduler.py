@@ -362,7 +362,7 @@ class Scheduler:
     def _loading(self, event: events.Loading) -> None:
         """The time that it takes is nobody's: afterwards what runs there has all of its own again."""
         batch = self.roster.holding(event.worker, event.incarnation, event.batch)
-        if batch is None:
+        if batch is None or batch.worker.hung:  # what it is ended for stays
             return
         worker = batch.worker
         worker.loading = None if event.done else (batch, self.now + self.config.load_timeout)

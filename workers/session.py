@@ -139,8 +139,10 @@ class Session:
 
     def _turn(self) -> None:
         work: Prepared | Ping | Stop | None = None
+        if not (busy := bool(self._steps.busy or self._batches)):
+            self._steps.waited(0.0)  # nobody does: what was owed is forgiven
         with contextlib.suppress(queue.Empty):
-            work = self._queue.get(block=not (self._steps.busy or self._batches))
+            work = self._queue.get(block=not busy)
         match work:
             case None:
                 if self._batches and not self._steps.first:

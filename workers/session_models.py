@@ -1,8 +1,9 @@
 """The models that a worker has loaded: loaded and warmed up when they are first needed, closed when room is needed.
 
-One that should be preloaded and cannot be is refused with a sentence, and the others serve. Models that are preloaded
-stay. Of the others the one not used for longest is closed when more are loaded than the
-operator wants, or when another one finds no memory; its next request loads it again.
+One that should be preloaded and cannot be is refused with a sentence, and the others serve; where the host has just no
+memory for it, its first request tries again. Models that are preloaded stay. Of the others the one not used for longest
+is closed when more are loaded than the operator wants, or when another one finds no memory; its next request loads it
+again.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import traceback
 
 import torch
 
-from core.errors import ImagePoolError, ModelFailed, OutOfMemory
+from core.errors import ModelFailed, OutOfMemory
 from core.model import ModelSpec
 from models.base import Adapter, DoesNotFit
 from models.calls import lacks_memory
@@ -25,6 +26,7 @@ from workers.process import boot_failure_words
 from workers.session_steps import Steps
 
 LONGEST = 120.0  # seconds that one model's forwards may be measured
+BRIEF = 10.0  # the same of one that is loaded for a request, while all others wait
 SHARE = 0.5  # of what is left of the time for booting that they may be measured
 
 
@@ -47,7 +49,7 @@ class Models:
         """Load what is to be loaded before the worker is ready, and tell how far that is. Raises when no model is left,
         or when the device is to blame: out of memory, or broken."""
         specs = [spec for spec in self._boot.specs if spec.preload]
-        self._booting = True
+        self._booting, lacking = True, 0
         for done, spec in enumerate(specs):
             self._told = (done + 0.5) / (len(specs) + 1)
             self._channel.send(Progress(f"loading {spec.name}", self._told))
@@ -55,8 +57,12 @@ class Models:
                 self.get(spec)
             except Exception as fault:
                 said = f"model '{spec.name}' cannot be loaded: {boot_failure_words(fault)}"
-                if self._blames(fault) or len(self.refused) == len(self._boot.specs) - 1:
+                lacking += 1
+                if self._blames(fault) or lacking == len(self._boot.specs):
                     raise ModelFailed(said) from fault
+                if _lacks_room(fault):
+                    print(f"{said}; its first request tries again", file=sys.stderr)
+                    continue
                 traceback.print_exception(fault)
                 self.refused[spec.name] = said
         self._booting = False
@@ -109,8 +115,7 @@ class Models:
             try:
                 return self._load(spec)
             except Exception as fault:
-                short = lacks_memory(fault) or (isinstance(fault, OutOfMemory) and not isinstance(fault, DoesNotFit))
-                if not idle or not short:
+                if not idle or not (lacks_memory(fault) or _lacks_room(fault)):
                     raise
             # Past the handler: the exception would keep alive what filled the memory.
             self.close(idle.pop(0))
@@ -120,9 +125,13 @@ class Models:
         a model is given up: jobs would fail there that another can do."""
         if isinstance(fault, DoesNotFit):
             return not self._boot.alike
-        if lacks_memory(fault) or isinstance(fault, OutOfMemory):
+        if lacks_memory(fault):
             return True
-        if self._device.type != "cuda" or isinstance(fault, ImagePoolError):
+        return self._broken()
+
+    def _broken(self) -> bool:
+        """Whether the device answers every call with an error, whatever the fault was that a model has shown."""
+        if self._device.type != "cuda":
             return False
         try:
             torch.cuda.synchronize(self._device)
@@ -148,25 +157,41 @@ class Models:
             if self._boot.warm_up:
                 adapter.warm_up()
                 if self._booting:
-                    adapter.compile(lambda what: self._tell(f"{spec.name}: {what}"))
+                    self._compile(adapter, spec)
                     since = time.time()
                 self._measure(adapter, spec, since)
+                if self._broken():  # what these two fail at is else no more than told
+                    raise ModelFailed("the device failed while it was warmed up; the worker's log has the details")
         except BaseException:
             self._steps.forget(adapter)
             _close(adapter)
             raise
         return adapter
 
+    def _compile(self, adapter: Adapter, spec: ModelSpec) -> None:
+        """It makes a model faster; one that it fails for is as slow as it was."""
+        try:
+            adapter.compile(spec, lambda what: self._tell(f"{spec.name}: {what}"))
+        except Exception as fault:
+            print(f"model '{spec.name}' could not be compiled for all that it should be:", file=sys.stderr)
+            traceback.print_exception(fault)
+
     def _measure(self, adapter: Adapter, spec: ModelSpec, since: float) -> None:
         """A stepped model's forwards, for as long as there is time. What takes longer than booting may, counted from
         `since`, is taken to hang; while the worker boots, each thing told counts anew."""
         if spec.stepped:
             left = SHARE * (self._boot.boot_timeout - (time.time() - since))
-            self._steps.measure(adapter, spec, time.monotonic() + min(LONGEST, left), self._tell)
+            most = LONGEST if self._booting else BRIEF
+            self._steps.measure(adapter, spec, time.monotonic() + min(most, left), self._tell)
 
     def _tell(self, what: str) -> None:
         if self._booting:
             self._channel.send(Progress(what, self._told))
+
+
+def _lacks_room(fault: Exception) -> bool:
+    """Whether others have left too little memory for a model, which they may give back."""
+    return isinstance(fault, OutOfMemory) and not isinstance(fault, DoesNotFit)
 
 
 def _close(adapter: Adapter) -> None:

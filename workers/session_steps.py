@@ -78,7 +78,7 @@ class Steps:
         self._batcher: StepBatcher | None = None  # made when first needed: it brings libraries that few workers need
         self._stepper: Stepper | None = None  # likewise
         self._reported = self._owed = 0.0
-        self._in_codecs: dict[int, float] = {}  # by batch, until when a codec thread may be busy with it
+        self._in_codecs: set[tuple[int, float]] = set()  # batches that codec threads are busy with, and until when
         self.holding: set[int] = set()
 
     @property
@@ -178,16 +178,18 @@ class Steps:
 
     def watched(self, batch: int, limit: float, work: Callable[..., Done], *args: Any) -> Done:
         """Do a codec thread's work for a job; the master hears if it takes longer than `limit` seconds."""
-        self._in_codecs[batch] = time.monotonic() + limit
+        entry = batch, time.monotonic() + limit
+        self._in_codecs.add(entry)
         try:
             return work(*args)
         finally:
-            self._in_codecs.pop(batch, None)
+            self._in_codecs.discard(entry)
 
     def _tell_stuck(self, now: float) -> None:
-        for batch, until in self._in_codecs.copy().items():
-            if now > until:
-                del self._in_codecs[batch]
+        for entry in self._in_codecs.copy():
+            batch, until = entry
+            if now > until and entry in self._in_codecs:  # threads end while this one looks
+                self._in_codecs.discard(entry)
                 self._channel.send(Stuck(batch))
 
     # --- what the stepper tells; the number of a run is that of its batch -------------------------------------------

@@ -10,6 +10,7 @@ from torch import nn
 
 from core import loras
 from core.errors import ModelFailed
+from core.model import ModelSpec
 from models.base import Item, Output
 from models.diffusion import loading, quantizing, requests, samplers, sources, tasks, warming
 from models.diffusion.lora import LoraRack, LoraSet
@@ -78,6 +79,7 @@ class Diffusion(StepAdapter):
         self._refuse_too_large(sizes_of(networks))
         for network in networks.values():
             if isinstance(network, nn.Module):
+                network.requires_grad_(False)  # attaching a LoRA does, which compiled forwards would take for a change
                 self._memory.enter(network)
                 self._entered.append(network)
 
@@ -100,14 +102,13 @@ class Diffusion(StepAdapter):
         """Read the LoRAs' files, so that only their attaching is left for `start`. Raises `InvalidParameter`."""
         self._rack.read(_loras_of(item))
 
-    def compile(self, tell: Callable[[str], None]) -> None:
+    def compile(self, spec: ModelSpec, tell: Callable[[str], None]) -> None:
         """The denoisers, for the rows and sizes that the options name."""
         if not self._compilers.mode:
             return
-        sizes = warming.sizes_of(self.options, warming.usual_side(self._base))
         kinds = [kind for kind in self._control_nets if not self._only_masks]
         try:
-            for item in warming.test_items(sizes, tasks.edits(self._kind), self._only_masks, kinds):
+            for item in warming.test_items(spec, warming.sizes_of(self.options), kinds):
                 warming.prepare(self.start(item), tell, warming.tokens_of(self.options))
         finally:
             self._compilers.done()

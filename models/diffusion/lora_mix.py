@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from models.diffusion.memory import bytes_of
+
 Adapters = tuple[tuple[str, float], ...]
 """What a row has on: peft's names, with weights."""
 
@@ -134,7 +136,7 @@ class LoraMix:
                                if name not in parts or not parts[name].plain}
             self._mixed.append((layer, MixedLayer(layer.get_base_layer(), doubling), parts))
         self._known = {name for layer in self._layers for name in layer._all_available_adapter_names()}
-        self._room = SHARE * sum(tensor.numel() * tensor.element_size() for tensor in module.parameters())
+        self._room = SHARE * bytes_of(module)
         self._broken = False
         self._worn: tuple[Adapters, ...] | None = None
         self._unions: dict[tuple[str, ...], list[tuple[Sequence[Tensor], Sequence[Tensor]]]] = {}

@@ -202,12 +202,14 @@ def capacity(device: torch.device) -> int:
     return int(psutil.virtual_memory().total)
 
 
+def bytes_of(module: nn.Module) -> int:
+    """What a network's weights take, quantized ones too."""
+    return HostedModule(module, torch.device("cpu")).size()
+
+
 def sizes_of(parts: Mapping[str, Any]) -> dict[str, int]:
     """By name, the bytes of those parts that are networks."""
-    return {
-        name: HostedModule(part, torch.device("cpu")).size() for name, part in parts.items()
-        if isinstance(part, nn.Module)
-    }
+    return {name: bytes_of(part) for name, part in parts.items() if isinstance(part, nn.Module)}
 
 
 def refuse_too_large(sizes: dict[str, int], budget: int, offload: bool) -> None:
@@ -235,11 +237,11 @@ def available() -> int:
 
 
 def refuse_without_room(sizes: dict[str, int], free: int) -> None:
-    """Raises `DoesNotFit` with the numbers when networks of these sizes, in bytes, would fill the host's memory, of
+    """Raises `OutOfMemory` with the numbers when networks of these sizes, in bytes, would fill the host's memory, of
     which so much is free: the kernel would end the process in the middle of loading them."""
     whole = sum(sizes.values())
     if whole > free:
-        raise DoesNotFit(
+        raise OutOfMemory(  # others may give it back
             f"its weights need {readable(whole)} of the host's memory, of which {readable(free)} are free; offer fewer "
             "models, have fewer stay loaded (--loaded-models), or choose a 'dtype' of fewer bits"
         )

@@ -5,21 +5,22 @@ The pipelines make the calls themselves, so what is compiled is what they will a
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from core.errors import ModelFailed
+from core.model import ModelSpec
 from models.base import Item
+from models.stepping import trial
 from models.stepping.compiled import GRAPHS, MODES
 from models.stepping.contract import Lane, StepCall, StepRun
 from models.stepping.merge import TEXT_MULTIPLE, MergedNetwork
 
-SIZE = re.compile(r"(\d{2,5})x(\d{2,5})")
-USUAL_SIDE = 512
+WORDS = "test"  # short: what texts are padded to is named by `compile_tokens`
 
 
 def compile_mode(options: Mapping[str, Any]) -> str:
@@ -34,19 +35,14 @@ def compile_mode(options: Mapping[str, Any]) -> str:
             f"compile = \"{mode}\" needs weights that stay where they are, and 'offload' moves them; choose compile = "
             "\"default\", or leave 'offload' out"
         )
-    sizes_of(options, USUAL_SIDE)
+    sizes_of(options)
     tokens_of(options)
     return mode
 
 
-def sizes_of(options: Mapping[str, Any], side: int) -> list[tuple[int, int]]:
-    """The option `compile_sizes`, texts WIDTHxHEIGHT in pixels, as (height, width); else one square of that side.
-    Raises `ModelFailed`."""
-    named = options.get("compile_sizes") or [f"{side}x{side}"]
-    found = [SIZE.fullmatch(str(one)) for one in named] if isinstance(named, (list, tuple)) else [None]
-    if not all(found):
-        raise ModelFailed("the model's option 'compile_sizes' must be a list of sizes like \"768x512\" (width, height)")
-    return [(int(match[2]), int(match[1])) for match in found if match]
+def sizes_of(options: Mapping[str, Any]) -> list[tuple[int, int]]:
+    """The heights and widths that the option `compile_sizes` names, if any. Raises `ModelFailed`."""
+    return trial.named_sizes(options, "compile_sizes") or []
 
 
 def tokens_of(options: Mapping[str, Any]) -> list[int]:
@@ -58,27 +54,15 @@ def tokens_of(options: Mapping[str, Any]) -> list[int]:
     return list(found)
 
 
-def usual_side(pipeline: Any) -> int:
-    """The side in pixels that a pipeline makes its pictures with unless asked for another."""
-    scale = int(getattr(pipeline, "vae_scale_factor", 8))
-    sample = getattr(getattr(getattr(pipeline, "unet", None), "config", None), "sample_size", None)
-    sample = sample or getattr(pipeline, "default_sample_size", None)
-    return int(sample) * scale if isinstance(sample, int) else USUAL_SIDE
-
-
-def test_items(
-    sizes: Sequence[tuple[int, int]], picture: bool, mask: bool, control: Sequence[str], **params: Any
-) -> Iterator[Item]:
-    """Requests for two steps at each size: plain ones with what the model needs, and one with each kind of control."""
-    for height, width in sizes:
-        grey = np.full((height, width, 3), 128, np.uint8)
-        for kind in (None, *control):
-            item = Item({"prompt": "test", "steps": 2, "seed": 0, **params}, size=(height, width))
-            item.image = grey if picture or mask else None
-            item.mask = grey[..., 0] if mask else None
-            if kind is not None:
-                item.params, item.control = {**item.params, "control_type": kind}, grey
-            yield item
+def test_items(spec: ModelSpec, sizes: Sequence[tuple[int, int]], control: Sequence[str]) -> Iterator[Item]:
+    """Requests at each of these heights and widths, or else at the usual one: one with what a request must have, and
+    one with each of these kinds of control beside."""
+    for size in sizes or [trial.usual_size(spec)]:
+        plain = trial.request(spec, size, WORDS)
+        yield plain
+        for kind in control:
+            grey = np.full((*size, 3), 128, np.uint8)
+            yield replace(plain, params={**plain.params, "control_type": kind}, control=grey)
 
 
 def prepare(run: StepRun, tell: Callable[[str], None], tokens: Sequence[int] = ()) -> None:

@@ -22,8 +22,9 @@ and the other variants after them, each by itself.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from models.stepping.costs import StepCosts, Variety, mentions, variety_of
 
@@ -31,6 +32,7 @@ ENCODE, DENOISE = 0, 1  # lanes, as in `contract.Lane`; what is neither decodes
 URGENT = 0
 SHORTEST = 1 / 20  # of the usual work: who has less left is favoured no more than that
 KEPT_LIMITS = 1_024
+LOOK = 4  # times the most rows of a forward: how far behind others of the first one's variant are looked for
 
 
 @dataclass(eq=False, slots=True)
@@ -166,7 +168,8 @@ class StepBatcher:
         everybody = list(_within(line, self._most_rows))
         best, least = self._width(everybody, [])
         if any(one.variant != first.variant for one in everybody):
-            alike = list(_within([place for place in line if place[2].variant == first.variant], self._most_rows))
+            near = islice(line, LOOK * self._most_rows)
+            alike = list(_within((place for place in near if place[2].variant == first.variant), self._most_rows))
             others = [one for one in everybody if one.variant != first.variant]
             apart, delay = self._width(alike, others)
             if delay < least:
@@ -179,9 +182,8 @@ class StepBatcher:
         key, rows, weight = calls[0].key, 0, 0
         ends = self._ends(calls)
         all_rows, all_weight = sum(one.rows for one in calls), sum(ends) + sum(self._ends(others))
-        apart: dict[Hashable, int] = {}
-        for one in others:
-            apart[one.variant] = apart.get(one.variant, 0) + one.rows
+        going, staying = _varieties(calls), [*reversed(_varieties(calls[::-1])), Variety.NONE]
+        apart, each = _apart(others), _apart([*calls[1:], *others])
         room = self._room(key)
         best, least = 1, float("inf")
         for count, (waiting, added) in enumerate(zip(calls, ends, strict=True), 1):
@@ -190,9 +192,8 @@ class StepBatcher:
             if rows > room and count > 1:
                 break
             if added:  # half of what a run waits for does not let it go on
-                variety = variety_of(one.variant for one in calls[:count])
-                after = [(all_rows - rows, variety), *((more, variety_of([one])) for one, more in apart.items())]
-                delay = self._delay(key, rows, variety, after, weight, all_weight - weight)
+                after = [(all_rows - rows, staying[count]), *apart] if count > 1 else each
+                delay = self._delay(key, rows, going[count - 1], after, weight, all_weight - weight)
                 if delay < least:
                     best, least = count, delay
         return calls[:best], least
@@ -256,7 +257,22 @@ class StepBatcher:
         assert all(rows >= 1 for rows in self._limits.values())
 
 
-def _within(line: list[_Place], most: int) -> Iterator[Waiting]:
+def _varieties(calls: Sequence[Waiting]) -> list[Variety]:
+    """Of a forward of the first of these calls, of the first two, and so on."""
+    first = calls[0].variant
+    mixed = next((place for place, one in enumerate(calls) if one.variant != first), len(calls))
+    return [variety_of([first])] * mixed + [Variety.SEVERAL] * (len(calls) - mixed)
+
+
+def _apart(calls: Sequence[Waiting]) -> list[tuple[int, Variety]]:
+    """How many rows each variant has, and how it goes by itself."""
+    rows: dict[Hashable, int] = {}
+    for one in calls:
+        rows[one.variant] = rows.get(one.variant, 0) + one.rows
+    return [(count, variety_of([variant])) for variant, count in rows.items()]
+
+
+def _within(line: Iterable[_Place], most: int) -> Iterator[Waiting]:
     """The first calls of a line whose rows are at most so many together, but at least one call."""
     rows = 0
     for *_, waiting in line:

@@ -1,37 +1,32 @@
 """What a model's forwards cost, measured before anybody waits: synthetic requests go through its networks, first one
 alone, then two, four and eight in each forward.
 
-They are started by the model's own adapter with the parameters that a request has by default, so their calls have the
-keys of real ones, and what is learnt of them holds for those. The costs are the batcher's own: the first burst is at
-once as wide as pays.
+They are like real ones (`trial.py`), and what is learnt of them holds for those. The costs are the batcher's own: the
+first burst is at once as wide as pays.
 """
 
 from __future__ import annotations
 
-import math
-import re
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
-import numpy as np
 import torch
 
-from core.errors import Cancelled, ModelFailed
+from core.errors import Cancelled
 from core.model import ModelSpec
-from models.base import Item, Output
+from models.base import Output
+from models.stepping import trial
 from models.stepping.batcher import StepBatcher, Waiting
 from models.stepping.contract import Lane, StepAdapter, StepRun
 from models.stepping.costs import StepCosts, Variety
 from models.stepping.stepper import StepEvents, Stepper
 
 WIDTHS = 1, 2, 4, 8  # calls in one forward
-TIMES = 2  # forwards of each width: the first also pays for being the first, the second counts
+TIMES = trial.STEPS  # forwards of each width: the first also pays for being the first, the second counts
 GAIN = 0.97  # a width that does not bring the time of a row below so much of that of the width before is the last
-WORDS = "a photo of a red house at a lake in the evening, with a boat and two people in front of it"
-SIZE = re.compile(r"([1-9]\d{1,4})x([1-9]\d{1,4})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,57 +38,16 @@ class Measured:
     seconds: float
 
 
-# --- synthetic requests -----------------------------------------------------------------------------------------------
-
-
 def sizes(options: Mapping[str, Any], usual: tuple[int, int], device: torch.device) -> list[tuple[int, int]]:
     """Heights and widths of the requests to warm up with: the option `warm_up`, a list of "WIDTHxHEIGHT"; without it
     the usual size on a GPU and none on a CPU. Raises `ModelFailed` for an option that says something else."""
-    named = options.get("warm_up")
-    if named is None:
-        return [usual] if device.type == "cuda" else []
-    found = [SIZE.fullmatch(str(one)) for one in named] if isinstance(named, (list, tuple)) else [None]
-    read = [(int(match[2]), int(match[1])) for match in found if match]
-    if len(read) < len(found):
-        raise ModelFailed('the option "warm_up" must be a list of sizes, as in warm_up = ["1024x768"], or [] for none')
-    return read
+    named = trial.named_sizes(options, "warm_up")
+    return named if named is not None else [usual] if device.type == "cuda" else []
 
 
 def wanted(spec: ModelSpec, device: torch.device) -> bool:
     """Whether anything is to be measured. Raises `ModelFailed` for options that cannot be read."""
-    return bool(sizes(spec.options, usual_size(spec), device))
-
-
-def usual_size(spec: ModelSpec) -> tuple[int, int]:
-    """Height and width of a request that says nothing of them."""
-    return spec.canvas(None, {name: param.default for name, param in spec.params.items()})
-
-
-def request(spec: ModelSpec, size: tuple[int, int]) -> Item:
-    """A request of that height and width as its clients send it who name nothing but what they must; of few steps."""
-    params = spec.check_params({name: _filling(param) for name, param in spec.params.items() if param.required})
-    fixed = {"height": size[0], "width": size[1], "seed": 0}
-    params |= {name: value for name, value in fixed.items() if name in params}
-    if spec.steps_param:
-        params[spec.steps_param] = math.ceil(TIMES / min(1.0, float(params.get("strength") or 1.0)))
-    item = Item(params, size=size)
-    noise = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
-    for role, (least, _) in spec.parts.items():
-        if least and role == "mask":
-            item.mask = np.where(np.arange(size[1]) < size[1] // 2, 255, 0).astype(np.uint8)[None].repeat(size[0], 0)
-        elif least and role == "image":
-            item.image = noise
-        elif least and role == "control":
-            item.control = noise
-        else:
-            item.references = (*item.references, *[noise] * least)
-    return item
-
-
-def _filling(param: Any) -> Any:
-    if param.type == "string":
-        return param.choices[0] if param.choices else WORDS
-    return False if param.type == "bool" else param.min if param.min is not None else 1
+    return bool(sizes(spec.options, trial.usual_size(spec), device))
 
 
 # --- the measurement --------------------------------------------------------------------------------------------------
@@ -228,12 +182,12 @@ def warm_up(
     """Measure a loaded model's forwards at each of the sizes (height, width) that its options name. `tell` hears what
     is being done. Raises `ModelFailed` for options that cannot be read, and what ended a request."""
     found = {}
-    for size in sizes(spec.options, usual_size(spec), adapter.device):
+    for size in sizes(spec.options, trial.usual_size(spec), adapter.device):
         if clock() >= until:
             break
 
         def start(size: tuple[int, int] = size) -> tuple[StepRun, float]:
-            item = request(spec, size)
+            item = trial.request(spec, size)
             return adapter.start(item), adapter.remaining(item)
 
         def told(width: int, size: tuple[int, int] = size) -> None:

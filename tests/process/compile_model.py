@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
+from core.model import ModelSpec
 from models.base import Adapter, Item, Output
 from models.stepping.compiled import Compilers
 
@@ -25,7 +26,7 @@ class Compiled(Adapter):
         self._compilers = Compilers("default")
         self._forward = self._compilers.of("linear", self._network)
 
-    def compile(self, tell: Callable[[str], None]) -> None:
+    def compile(self, spec: ModelSpec, tell: Callable[[str], None]) -> None:
         assert self._forward is not None
         for rows in (1, 2):
             tell(f"compiling linear for {rows} rows")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,14 @@ import numpy as np
 import torch
 from PIL import Image
 
+from core.model import ModelSpec, read_spec
 from models.base import Item, Output
 from models.diffusion.adapter import Diffusion
 from tests import tiny_models
 
 torch.set_num_threads(1)
 CPU = torch.device("cpu")
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "models"
 CLOSE, FEW = 1, 0.005  # of 255, and of all values: a difference of 1e-5 rounds so few of them to the other side
 
 
@@ -104,3 +107,9 @@ def same(first: np.ndarray, second: np.ndarray) -> bool:
 
 def folder_of(kind: str) -> Path:
     return tiny_models.folder(kind)
+
+
+def example_spec(name: str, **options: Any) -> ModelSpec:
+    """The model's file among the examples, with further options."""
+    spec = read_spec((EXAMPLES / f"{name}.toml").read_text("utf-8"), name)
+    return replace(spec, options={**spec.options, **options})

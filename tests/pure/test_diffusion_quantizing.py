@@ -15,7 +15,8 @@ from torch import nn
 
 from core.errors import ModelFailed
 from models.base import DoesNotFit
-from models.diffusion import quantizing, sources
+from models.diffusion import lora_mix, quantizing, sources
+from models.diffusion.lora_mix import LoraMix
 from models.diffusion.memory import HostedModule, sizes_of
 from models.stepping.compiled import CompiledForward
 
@@ -166,3 +167,9 @@ def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ModelFailed, match=r"pip install torchao==\d"):
         quantizing.kind_of({"quantize": "int8"})
+
+
+def test_joined_loras_may_take_a_part_of_what_the_weights_take_not_of_what_they_took():
+    made = build("flux", quantize="int8")
+    took = sizes_of(made._base.components)["transformer"]
+    assert LoraMix(made._base.transformer)._room == lora_mix.SHARE * took

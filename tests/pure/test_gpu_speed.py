@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusion_kit import folder_of, item, model, outputs, picture
+from diffusion_kit import example_spec, folder_of, item, model, outputs, picture
 from torch import nn
 
 from models.diffusion.adapter import Diffusion
@@ -49,7 +49,7 @@ def exact() -> Iterator[None]:
 @pytest.mark.parametrize("kind", ["sd15", "flux"])
 def test_compiled_pictures_are_the_plain_ones(mode, kind, monkeypatch):
     made = on_gpu(kind, compile=mode, compile_sizes=["64x64"], row_sizes=[4])
-    made.compile(lambda _: None)
+    made.compile(example_spec({"flux": "flux-dev"}.get(kind, kind)), lambda _: None)
     used: list[int] = []
     run = CompiledForward._run
     monkeypatch.setattr(CompiledForward, "_run", lambda self, arguments: used.append(1) or run(self, arguments))

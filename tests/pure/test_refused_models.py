@@ -10,7 +10,7 @@ import pytest
 import torch
 from engine_kit import STUB
 
-from core.errors import ModelFailed
+from core.errors import ModelFailed, OutOfMemory
 from models.base import Adapter, DoesNotFit
 from workers.channel import Frames, WorkerEnd
 from workers.messages import Boot
@@ -92,3 +92,23 @@ def test_memory_that_runs_out_is_the_device_s(monkeypatch):
     monkeypatch.setattr(Bad, "fault", MemoryError())
     with pytest.raises(ModelFailed, match="do not fit the device's memory"):
         Shelf("Bad", "Good").models.preload()
+
+
+def test_for_what_the_host_has_no_memory_now_its_first_request_tries_again(monkeypatch, capsys):
+    monkeypatch.setattr(Bad, "fault", OutOfMemory("its weights need 9 GB of the host's memory, of which 1 GB are free"))
+    shelf = Shelf("Bad", "Good")
+    shelf.models.preload()
+    assert not shelf.models.refused and len(shelf.models) == 1
+    assert "of which 1 GB are free; its first request tries again" in capsys.readouterr().err
+    monkeypatch.setattr(Bad, "load", lambda self: None)
+    assert shelf.models.get(shelf.specs[0], 1) is shelf.models.ready("Bad")
+    monkeypatch.undo()
+    monkeypatch.setattr(Bad, "fault", OutOfMemory("no room"))
+    with pytest.raises(ModelFailed, match="no room"):
+        Shelf("Bad").models.preload()
+
+
+def test_a_device_that_breaks_while_a_model_is_warmed_up_is_to_blame(monkeypatch):
+    monkeypatch.setattr(Models, "_broken", lambda self: True)
+    with pytest.raises(ModelFailed, match="the device failed while"):
+        Shelf("Good", "Good").models.preload()

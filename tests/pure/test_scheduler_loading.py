@@ -141,3 +141,22 @@ def test_a_thread_of_a_former_life_or_of_no_batch_changes_nothing(event):
     play = Play("a")
     play.submit("one", group=STEPPED)
     assert not of(play.tell(event), Restart)
+
+
+def test_what_a_worker_loads_while_it_is_being_ended_is_blamed_on_nobody():
+    play = Play("a")
+    play.submit("stuck", "wants", group=STEPPED, timeout=10.0)
+    assert of(play.stick("a", "stuck"), Restart)
+    play.load("a", "wants")
+    play.die("a")
+    assert deaths(play) == {"stuck": 1, "wants": 0}
+
+
+def test_a_model_that_is_loaded_too_late_is_still_to_blame_for_the_restart():
+    play = Play("a", load_timeout=60.0)
+    play.submit("steps", "wants", group=STEPPED, timeout=10.0)
+    play.load("a", "wants")
+    assert of(play.tick(after=61.0), Restart)
+    play.load("a", "wants", done=True)
+    play.die("a")
+    assert deaths(play) == {"steps": 0, "wants": 1}

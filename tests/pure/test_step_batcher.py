@@ -154,6 +154,32 @@ def test_variants_share_a_forward_where_that_was_measured_to_pay(
     assert [[one.variant for one in calls] for calls in gone] == sets
 
 
+def test_a_dear_variant_in_the_line_does_not_keep_the_others_from_going_together() -> None:
+    """Those who stay behind are not as cheap as those who go."""
+    made = batcher()
+    for _ in range(3):
+        made.costs.learn("small", 1, 2.0, Variety.ONE)
+        made.costs.learn("small", 2, 4.0, Variety.SEVERAL)
+    gone = after(made, *(call(variant=one) for one in (None, "a", None, None, None)))
+    assert [[one.variant for one in calls] for calls in gone] == [[None] * 4, ["a"]]
+
+
+def test_to_look_who_goes_along_does_not_take_longer_for_who_waits_far_behind() -> None:
+    made, looked = batcher(), []
+
+    class Counted(str):
+        def __eq__(self, other: object) -> bool:
+            looked.append(1)
+            return str.__eq__(self, other)
+
+        __hash__ = str.__hash__
+
+    for number in range(500):
+        made.add(call(variant=Counted("ab"[number > 0])))
+    made.next()
+    assert len(looked) < 200
+
+
 def test_a_mix_that_was_never_measured_is_tried() -> None:
     made = batcher()
     assert len(after(made, call(variant="a"), call(variant="b"), call())[0]) == 3

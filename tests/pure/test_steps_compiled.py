@@ -2,27 +2,43 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from itertools import count
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from diffusion_kit import build, folder_of, images, item, model, picture, same
+from diffusion_kit import build, example_spec, folder_of, images, item, model, picture, same
 from step_kit import Fifo, spied
 from test_diffusion_lora import kohya
 from test_diffusion_memory import pretended
 from torch import nn
 
 from core.errors import ModelFailed
-from models.diffusion import adapter, warming
+from core.model import ModelSpec, read_spec
+from models.base import Item
+from models.diffusion import adapter
+from models.diffusion.adapter import Diffusion
 from models.diffusion.memory import HostedModule, sizes_of
 from models.stepping import compiled
 from models.stepping.compiled import CompiledForward, Compilers
 from models.stepping.contract import Lane
 from models.stepping.merge import MergedNetwork, each_tensor
+from workers.messages import Boot
+from workers.session_models import Models
+from workers.session_steps import Steps
 
 torch.set_num_threads(1)
+EXAMPLES = {"flux": "flux-dev"}
+TOKENS = """
+adapter = "a:B"
+task = "stub"
+[params.max_sequence_length]
+type = "int"
+default = 32
+"""
 
 
 class UNet2DConditionModel(nn.Module):
@@ -230,11 +246,15 @@ def test_rows_that_do_not_fit_the_memory_are_left_out(capsys):
 # --- models -----------------------------------------------------------------------------------------------------------
 
 
-def compiling(monkeypatch: Any, compiler: Any, kind: str = "sd15", **options: Any) -> Any:
+def compiling(
+    monkeypatch: Any, compiler: Any, kind: str = "sd15", spec: ModelSpec | None = None, **options: Any
+) -> Any:  # fmt: skip
+    """A tiny model, compiled for requests of its example's spec at 64 x 64, or for those of another spec."""
     monkeypatch.setattr(adapter, "Compilers", lambda mode: Compilers(mode, compiler))
-    made = build(kind, compile="default", compile_sizes=["64x64"], **options)
+    sizes = {} if spec else {"compile_sizes": ["64x64"]}
+    made = build(kind, compile="default", **sizes, **options)
     made.told = []
-    made.compile(made.told.append)
+    made.compile(spec or example_spec(EXAMPLES.get(kind, kind)), made.told.append)
     return made
 
 
@@ -275,6 +295,26 @@ def test_requests_with_loras_run_beside_compiled_ones(monkeypatch, tmp_path):
     used.clear()
     assert same(images(made, item(lora_name="ink"))[0], pictures[1]) and not used
     assert same(images(made, item())[0], pictures[0]) and used, "without LoRA it is compiled still"
+
+
+def test_what_was_compiled_is_still_used_when_a_lora_has_been_attached(monkeypatch, tmp_path):
+    """By torch's own guards: what attaching changes of the weights must not be among them."""
+    kohya(tmp_path / "ink.safetensors", 0)
+    ran: list[int] = []
+
+    def watched(graph: Any, _: Any) -> Any:
+        return lambda *inputs: ran.append(1) or graph.forward(*inputs)
+
+    made = compiling(
+        monkeypatch, lambda twin, **_: torch.compile(twin, backend=watched, dynamic=False), row_sizes=[4],
+        lora_folder=str(tmp_path),
+    )
+    ran.clear()
+    before = images(made, item())[0]
+    used = len(ran)
+    assert used and not same(images(made, item(lora_name="ink"))[0], before)
+    ran.clear()
+    assert same(images(made, item())[0], before) and len(ran) == used
 
 
 def test_different_loras_share_forwards_that_are_filled_up(monkeypatch, tmp_path):
@@ -335,8 +375,8 @@ def test_rows_are_chosen_where_the_operator_has_not(monkeypatch, capsys):
 
 @pytest.mark.parametrize(("options", "sentence"), [
     ({"compile": "fast"}, "'compile' is 'fast'; it must be empty or one of default"),
-    ({"compile": "default", "compile_sizes": ["big"]}, "list of sizes like"),
-    ({"compile": "default", "compile_sizes": 512}, "list of sizes like"),
+    ({"compile": "default", "compile_sizes": ["big"]}, r"list of sizes .*\[\"1024x768\"\]"),
+    ({"compile": "default", "compile_sizes": 512}, r"list of sizes .*\[\"1024x768\"\]"),
     ({"compile": "default", "compile_tokens": [100]}, "list of multiples of 64"),
     ({"compile": "reduce-overhead", "offload": True}, "needs weights that stay"),
 ])
@@ -345,7 +385,27 @@ def test_options_that_cannot_be_are_refused(options, sentence):
         build("sd15", **options)
 
 
-def test_sizes_are_width_by_height_and_the_model_s_own_without():
-    assert warming.sizes_of({"compile_sizes": ["768x512", "64x64"]}, 512) == [(512, 768), (64, 64)]
-    assert warming.sizes_of({}, 512) == [(512, 512)]
-    assert warming.usual_side(model("sd15")._base) == 512 and warming.usual_side(model("flux")._base) == 1024
+def test_what_is_compiled_is_what_requests_ask_for_by_default(monkeypatch):
+    """Their size, and how long their text is: not what the pipeline would do by itself."""
+    spec = example_spec("flux-dev")
+    length = read_spec(TOKENS, "flux-dev").params
+    spec = replace(spec, side=64, params={**spec.params, **length}, options={})
+    made = compiling(monkeypatch, Replayed, "flux", spec, row_sizes=[2])
+    used = counted(monkeypatch)
+    asked = Item(spec.check_params({"prompt": "a cat", "steps": 2, "seed": 1}), size=spec.canvas(None, {}))
+    assert images(made, asked)[0].shape == (64, 64, 3) and len(used) == 2
+
+
+def test_a_size_that_cannot_be_compiled_for_costs_speed_and_nothing_else(monkeypatch, capsys):
+    class Full(Diffusion):
+        def start(self, item):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("models.diffusion.adapter.Diffusion", Full)
+    spec = replace(example_spec("sd15"), options={"source": str(folder_of("sd15")), "compile": "default"})
+    steps = Steps(torch.device("cpu"), None, None, None)
+    boot = Boot("cpu:0", 1, "cpu", "", 1, 1, (), (spec,), ".", 0)
+    models = Models(boot, torch.device("cpu"), SimpleNamespace(send=lambda _: None), steps)
+    models.preload()
+    assert models.ready("sd15") is not None and not models.refused
+    assert "'sd15' could not be compiled" in capsys.readouterr().err

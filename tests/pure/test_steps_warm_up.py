@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusion_kit import CPU, build, folder_of, picture
+from diffusion_kit import CPU, build, example_spec, folder_of, picture
 from step_kit import Told, spied
 
 from core.errors import ModelFailed, OutOfMemory
 from core.model import ModelSpec, read_spec
 from models.base import Item, Output
-from models.stepping import warm_up
+from models.stepping import trial, warm_up
 from models.stepping.batcher import StepBatcher
 from models.stepping.contract import Lane, StepAdapter, StepCall
 from models.stepping.costs import StepCosts
@@ -32,7 +32,6 @@ from workers.messages import Boot, Progress, Ready
 from workers.session import Session
 from workers.session_steps import Steps
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "models"
 SMALL = {1: 0.120, 2: 0.160, 4: 0.230, 8: 0.380, 16: 0.700}  # seconds by rows: wider pays
 LARGE = {1: 0.243, 2: 0.474, 4: 0.940, 8: 1.870, 16: 3.700}  # it does not
 FOREVER = float("inf")
@@ -152,14 +151,9 @@ def test_it_ends_when_its_time_is_over_and_leaves_nothing_under_way():
 # --- requests ---------------------------------------------------------------------------------------------------------
 
 
-def spec_of(name: str, **options: object) -> ModelSpec:
-    spec = read_spec((EXAMPLES / f"{name}.toml").read_text("utf-8"), name)
-    return replace(spec, options={**spec.options, **options})
-
-
 def test_without_the_option_a_gpu_measures_the_usual_size_and_a_cpu_nothing():
-    spec = spec_of("sd15")
-    assert warm_up.usual_size(spec) == (512, 512)
+    spec = example_spec("sd15")
+    assert trial.usual_size(spec) == (512, 512)
     gpu = torch.device("cuda:0")
     assert warm_up.sizes(spec.options, (512, 512), gpu) == [(512, 512)] and not warm_up.wanted(spec, CPU)
     assert warm_up.sizes({"warm_up": ["768x512"]}, (1, 1), CPU) == [(512, 768)]
@@ -173,16 +167,16 @@ def test_an_option_that_names_no_sizes_is_refused_with_an_example(bad):
 
 
 def test_a_request_has_what_a_real_one_must_have_and_the_defaults():
-    drawn = warm_up.request(spec_of("sd15"), (64, 48))
+    drawn = trial.request(example_spec("sd15"), (64, 48))
     assert drawn.size == (64, 48) and drawn.image is None and drawn.control is None and not drawn.references
     assert drawn.params["guidance"] == 7.5 and drawn.params["prompt"] and drawn.params["seed"] == 0
-    filled = warm_up.request(spec_of("sd15-inpaint"), (64, 48))
+    filled = trial.request(example_spec("sd15-inpaint"), (64, 48))
     assert filled.image.shape == (64, 48, 3) and filled.mask.shape == (64, 48) and {*filled.mask.flat} == {0, 255}
-    edited = warm_up.request(spec_of("qwen-image-edit"), (64, 48))
+    edited = trial.request(example_spec("qwen-image-edit"), (64, 48))
     assert edited.image.shape == (64, 48, 3) and edited.params["true_cfg_scale"] == 4.0
-    partly = spec_of("sd15-inpaint")
+    partly = example_spec("sd15-inpaint")
     partly = replace(partly, params={**partly.params, "strength": replace(partly.params["strength"], default=0.3)})
-    assert int(warm_up.request(partly, (64, 48)).params["steps"] * 0.3) >= 2
+    assert int(trial.request(partly, (64, 48)).params["steps"] * 0.3) >= 2
 
 
 def counted() -> Callable[[], float]:
@@ -204,7 +198,7 @@ def test_what_was_measured_holds_for_real_requests_of_the_model(example, monkeyp
     real = edit.calculate_dimensions  # it looks at a megapixel, which takes a CPU half a minute
     monkeypatch.setattr(edit, "calculate_dimensions", lambda area, ratio: real(64 * 64, ratio))
     kind = KINDS[example]
-    spec = spec_of(example, source=str(folder_of(kind)), warm_up=["64x48"], controlnets={}, variant=None)
+    spec = example_spec(example, source=str(folder_of(kind)), warm_up=["64x48"], controlnets={}, variant=None)
     model, batcher = build(kind), fresh()
     measured = warm_up.warm_up(model, spec, batcher, FOREVER, clock=counted())
     assert [one.calls for one in measured[48, 64]] == ([1, 2, 4, 8] if measured[48, 64][0].rows <= 2 else [1, 2, 4])

@@ -20,6 +20,7 @@ from models.base import Adapter, Output
 from models.diffusion import adapter as diffusion
 from models.diffusion.memory import DeviceMemory, refuse_without_room
 from models.stepping.contract import StepAdapter
+from workers import session_models
 from workers.channel import Frames, WorkerEnd
 from workers.messages import Boot, Loading
 from workers.session_models import Models
@@ -206,3 +207,20 @@ def test_a_model_for_which_the_host_has_no_memory_is_not_even_read(memory, monke
     with pytest.raises(OutOfMemory, match=r"need .* MB of the host's memory, of which 0\.0 MB .*--loaded-models"):
         desk.models.get(drawing(), 1)
     refuse_without_room({"unet": 5, "vae": 5}, 10)
+
+
+def test_a_model_for_which_the_host_has_no_memory_has_an_idle_one_closed(memory, monkeypatch):
+    desk, free = Desk(A, drawing()), [1000]
+    desk.models.get(A, 1)
+    monkeypatch.setattr(diffusion, "available", lambda: free.pop() if free else 10**12)
+    assert desk.models.get(drawing(), 2) and LIFE == ["load a", "close a"]
+
+
+def test_while_others_wait_for_a_model_only_little_is_measured(memory, monkeypatch):
+    times = []
+    monkeypatch.setattr(Steps, "measure", lambda self, adapter, spec, until, tell: times.append(until))
+    monkeypatch.setattr(session_models.time, "monotonic", lambda: 0.0)
+    monkeypatch.setattr(session_models.time, "time", lambda: 0.0)
+    Desk(replace(drawing(), preload=True)).models.preload()
+    Desk(drawing()).models.get(drawing(), 1)
+    assert times == [session_models.LONGEST, session_models.BRIEF] and times[1] <= 10.0

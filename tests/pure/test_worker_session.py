@@ -328,7 +328,7 @@ def test_what_takes_minutes_is_done_and_told_before_the_worker_is_ready(tmp_path
         def run(self, items):
             return []
 
-        def compile(self, tell):
+        def compile(self, spec, tell):
             tell("compiling unet for 2 rows")
 
     monkeypatch.setitem(sys.modules, "slow_model", SimpleNamespace(Slow=Slow))

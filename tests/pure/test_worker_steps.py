@@ -8,6 +8,7 @@ import threading
 from dataclasses import replace
 from itertools import pairwise
 from multiprocessing import Pipe
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -40,7 +41,7 @@ from workers.messages import (
     Stuck,
 )
 from workers.session import Session
-from workers.session_steps import small_jpeg
+from workers.session_steps import Steps, small_jpeg
 
 torch.set_num_threads(1)
 OPEN = []  # the masters' ends of channels: a session whose master goes away ends its process
@@ -272,6 +273,32 @@ def test_a_codec_thread_that_is_kept_for_too_long_is_told_while_others_step(benc
     done = bench.answers("good", "stuck")
     assert not done["good"].error and not done["stuck"].error
     assert [message for message in bench.said if isinstance(message, Stuck)] == [Stuck(2)], "once, and only of that one"
+
+
+def test_a_thread_that_ends_at_the_moment_at_which_it_is_found_to_be_stuck_is_not():
+    class Racing(set):
+        """The thread ends, and perhaps another begins with the job's result, between a look and the next."""
+
+        def copy(self):
+            seen = set(self)
+            self.clear()
+            self.update(after)
+            return seen
+
+    told = []
+    steps = Steps(torch.device("cpu"), None, SimpleNamespace(send=told.append), None)
+    for after, found in (set(), []), ({(7, 100.0)}, []), ({(7, 1.0)}, [Stuck(7)]):
+        steps._in_codecs = Racing({(7, 1.0)})
+        steps._tell_stuck(2.0)
+        assert told == found and steps._in_codecs == (set() if found else after)
+
+
+def test_who_comes_when_nobody_waits_owes_and_is_owed_nothing(bench):
+    bench.send(bench.order("plain", model="stub", base_ms=100))
+    bench.answers("plain")
+    bench.send(Ping(1))
+    bench.hear(lambda said: any(isinstance(message, Pong) for message in said))
+    assert bench.session._steps._owed == 0.0, "a batch for which nobody waited"
 
 
 def test_an_urgent_job_goes_first_and_the_parked_one_is_told_and_goes_on(bench, monkeypatch):
