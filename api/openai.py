@@ -82,7 +82,7 @@ class Counter:
         openai_requests.check_number(len(found.images["image"]))
         remover = None
         if asked.background == "transparent":
-            remover = openai_cutouts.remover(self._engine.catalogue, asked.output_format)
+            remover = openai_cutouts.remover(self._engine.offered, asked.output_format)
         spec = self._spec(asked, found, tasks)
         images = read_parts(spec, found, file_limit(caller(request), self._settings), self._settings.max_pixels)
         return Order(asked, kind, tuple(self._requests(request, asked, spec, images)), remover)
