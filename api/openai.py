@@ -232,7 +232,7 @@ def router(engine: Engine, settings: Settings) -> APIRouter:
         return await answer(request, (GENERATE,), "variation")
 
     @api.get("/images/{id}/content", name="openai_content", operation_id="openai_content", response_class=Response,
-             summary="An image that was answered as a URL")
+             summary="An image that was answered as a URL", **openai_shapes.image_answers())
     async def content(request: Request, id: str) -> Response:
         found = job_id(id)
         return await send_result(request, await engine.result(found, caller(request).tenant), found)
