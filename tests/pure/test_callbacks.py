@@ -197,6 +197,24 @@ async def test_a_stop_waits_for_what_is_under_way(receiver: Receiver, tmp_path: 
     assert len(receiver.heard) == 1
 
 
+async def test_a_task_whose_second_job_can_never_be_is_told_of(receiver: Receiver, tmp_path: Path) -> None:
+    def lose(item: object, data: bytes) -> bytes:
+        for worker in servers[0].engine.up:
+            servers[0].engine._arrivals._refused[worker] = {"upscale": "it cannot be loaded"}
+        return png()
+
+    servers: list[Server] = []
+    receiver.free.set()
+    settings = {"models_folder": TEST_MODELS, "models": ("paint", "upscale"), "fetch": "any"}
+    async with serve(tmp_path, work=lose, **settings) as server:
+        servers.append(server)
+        params = {"postprocess": {"super_resolution": "2x"}}
+        body = {"text": "x", "callback_url": receiver.url(), "params": params}
+        assert (await server.client.post("/api/v1/image/generate", json=body)).status_code == 200
+        await until(lambda: bool(receiver.heard))
+    assert b'"failed"' in receiver.heard[0] and b"cannot be loaded" in receiver.heard[0]
+
+
 async def test_what_a_stop_gives_up_is_in_the_log(
     receiver: Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
