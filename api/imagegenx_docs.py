@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pydantic import BaseModel, Field
+from starlette.responses import Response
 
 from api.openapi import DESCRIPTIONS
 
@@ -41,10 +42,13 @@ def _inlined(schema: Any, parts: dict[str, Any]) -> Any:
 def answers(media_type: str = "") -> dict[str, Any]:
     """Keyword arguments of a route: the envelope, or a file of that type, and the errors."""
     told = {**{status: DESCRIPTIONS[status] for status in STATUSES}, 403: "A wrong or revoked key"}
+    if media_type:
+        told[403] += "; a signed address that is over or was changed"
     described: dict[int | str, Any] = {
         status: {"model": Envelope, "description": text} for status, text in told.items()
     }
     if not media_type:
         return {"response_model": Envelope, "responses": described}
     content = {media_type: {"schema": {"type": "string", "format": "binary"}}}
-    return {"response_model": None, "responses": described | {200: {"description": "The file", "content": content}}}
+    described[200] = {"description": "The file", "content": content}
+    return {"response_class": Response, "responses": described}

@@ -62,10 +62,12 @@ def new_series() -> str:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A task as it is now. `jobs`: the first, and the second where there is one already."""
+    """A task as it is now. `jobs`: the first, and the second where there is one already. `fault`: why there cannot be
+    a second one, and so the task has failed."""
 
     id: str
     jobs: tuple[Job, ...]
+    fault: ImagePoolError | None = None
 
     @property
     def last(self) -> Job:
@@ -74,16 +76,17 @@ class Task:
     @property
     def waits_for_second(self) -> bool:
         """The first job has succeeded, and the second has not been accepted yet."""
-        return len(self.jobs) == 1 and "then" in self.last.request.client and self.last.state is State.SUCCEEDED
+        return not self.fault and "then" in self.last.request.client and self.last.state is State.SUCCEEDED
 
     @property
     def ended(self) -> bool:
         """Whether its state is final: that of its last job, but a success that is only the first of two."""
-        more = "then" in self.last.request.client and self.last.state is State.SUCCEEDED
-        return self.last.state.ended and not more
+        return self.last.state.ended and not self.waits_for_second
 
     @property
     def word(self) -> str:
+        if self.fault:
+            return "failed"
         started = self.last.state.ended or len(self.jobs) > 1
         return WORDS[self.last.state] if self.ended or not started else "processing"
 
@@ -125,8 +128,8 @@ class Task:
                 "format": EXTENSIONS.get(result.format, result.format),
                 "size": result.size,
             }
-        if self.last.error is not None:
-            told["error_msg"] = self.last.error.message
+        if fault := self.fault or self.last.error:
+            told["error_msg"] = fault.message
         return told
 
 
@@ -219,12 +222,14 @@ class Tasks:
         if task.waits_for_second:
             task = Task(task.id, (*task.jobs, await self._accept_second(task)))
         job = await self._engine.cancel(task.last.id)
-        return Task(task.id, (*task.jobs[:-1], job))
+        return replace(task, jobs=(*task.jobs[:-1], job))
 
     async def result(self, task: Task) -> ResultBody:
-        """Its image. Raises `JobNotFinished`, the error of its last job, or `ResultGone`."""
+        """Its image. Raises `JobNotFinished`, the error of its last job, why there is none, or `ResultGone`."""
         if not task.ended:
             raise JobNotFinished(f"Task {task.id} is {task.word}; its image comes when it is a success")
+        if task.fault:
+            raise task.fault
         return await self._engine.result(task.last.id)
 
     def link(self, url: str, tenant: str) -> str:
@@ -240,15 +245,13 @@ class Tasks:
 
     async def _with_second(self, task: Task) -> Task:
         """The task, its second job accepted when it is due: should the server have died just before that. While there
-        is no room for it, the task is told as it is."""
+        is no room for it, the task is told as it is; when it can never be, as failed."""
         if not task.waits_for_second:
             return task
         try:
             return Task(task.id, (*task.jobs, await self._accept_second(task)))
         except ImagePoolError as fault:
-            if not fault.retryable:
-                raise
-            return task
+            return task if fault.retryable else replace(task, fault=fault)
 
     async def _accept_second(self, task: Task) -> Job:
         job = task.last
@@ -284,7 +287,7 @@ class Tasks:
             except ImagePoolError as fault:
                 if not fault.retryable:
                     log.error("an image cannot be enlarged", task=task.id, why=fault.message)
-                    return
+                    break
                 if self._engine.draining:
                     log.warning("an image is not enlarged before it is asked for, the server goes away", task=task.id)
                     return

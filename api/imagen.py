@@ -344,6 +344,7 @@ def router(engine: Engine, settings: Settings) -> APIRouter:
         responses={
             200: {"content": {"image/png": {}}, "description": "The image."},
             **_errors(JOB_ERRORS | {
+                403: "ERR_403: the signed address is over or was changed.",
                 409: "ERR_409: not completed yet; `details.status` says how far it is.",
                 410: "ERR_410: the image has been removed.",
                 500: "JOB_PROCESSING_ERROR: the job failed.",

@@ -82,7 +82,7 @@ class Counter:
         openai_requests.check_number(len(found.images["image"]))
         remover = None
         if asked.background == "transparent":
-            remover = openai_cutouts.remover(self._engine.catalogue, asked.output_format)
+            remover = openai_cutouts.remover(self._engine.offered, asked.output_format)
         spec = self._spec(asked, found, tasks)
         images = read_parts(spec, found, file_limit(caller(request), self._settings), self._settings.max_pixels)
         return Order(asked, kind, tuple(self._requests(request, asked, spec, images)), remover)
@@ -232,7 +232,7 @@ def router(engine: Engine, settings: Settings) -> APIRouter:
         return await answer(request, (GENERATE,), "variation")
 
     @api.get("/images/{id}/content", name="openai_content", operation_id="openai_content", response_class=Response,
-             summary="An image that was answered as a URL")
+             summary="An image that was answered as a URL", **openai_shapes.image_answers())
     async def content(request: Request, id: str) -> Response:
         found = job_id(id)
         return await send_result(request, await engine.result(found, caller(request).tenant), found)

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from api.openai_requests import ImagesRequest
-from api.openapi import DESCRIPTIONS
+from api.openapi import DESCRIPTIONS, IMAGE
 from core.job import Job
 from core.model import ModelSpec
 
@@ -120,3 +120,11 @@ def answers(kind: str, *files: str) -> dict[str, Any]:
     statuses = (400, 401, 404, 413, 429, 500, 503)
     responses = {status: {"model": Error, "description": DESCRIPTIONS[status]} for status in statuses}
     return {"openapi_extra": {"requestBody": body}, "response_model": Images, "responses": responses}
+
+
+def image_answers() -> dict[str, Any]:
+    """Keyword arguments of a route: what one that serves an image answers."""
+    told = {status: DESCRIPTIONS[status] for status in (401, 404, 409, 410, 429, 500, 503)}
+    told[403] = "The signed address is over or was changed"
+    responses: dict[int, Any] = {status: {"model": Error, "description": text} for status, text in told.items()}
+    return {"responses": responses | {200: {"description": DESCRIPTIONS[200], "content": IMAGE}}}

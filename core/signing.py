@@ -31,7 +31,7 @@ class Signer:
 
     def signed(self, url: str, tenant: str, seconds: float) -> str:
         """The address (whole, or a path), with what lets it serve for so many seconds. It has no query yet."""
-        ends = int(self._clock() + seconds) + 1
+        ends = min(int(self._clock() + seconds) + 1, LATEST - 1)
         holder = self._mark(tenant)
         return f"{url}?{EXPIRES}={ends}&{HOLDER}={holder}&{SIGNATURE}={self._sign(urlsplit(url).path, ends, holder)}"
 

@@ -3,7 +3,7 @@ stderr, for people or as one JSON object a line.
 
 A line is an event and its facts, never prose with values mixed in: `log.info("job ended", job=..., model=...)`. The
 usual facts are job, model, resolution, device. Image bytes and prompts are never written: bytes become their number,
-what people typed becomes its length.
+what people typed becomes its length, and addresses that clients named, which may hold what lets one in, are left out.
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ def set_up(level: str = "info", form: str = "console", stream: TextIO | None = N
         logger.handlers.clear()
         logger.propagate, logger.disabled = True, False
         logger.setLevel(logging.NOTSET)  # the root's threshold is the one that counts
+    logging.getLogger("httpx").setLevel(max(threshold, logging.WARNING))  # below, it writes whole addresses
     logging.captureWarnings(True)
     structlog.configure(
         processors=[*before, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],

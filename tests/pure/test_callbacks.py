@@ -142,6 +142,37 @@ async def test_no_more_wait_than_a_bound(receiver: Receiver, monkeypatch: pytest
     assert all(await asyncio.gather(*sent))
 
 
+async def test_a_host_that_is_gone_does_not_fill_the_room_of_all(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(callbacks, "MOST_WAITING", 12)
+    monkeypatch.setattr(callbacks, "MOST_WAITING_OF_HOST", 6)
+    monkeypatch.setattr(callbacks, "PAUSES", (1000.0,))
+    sender, leaving = made()
+    receiver.free.set()
+    receiver.answer = BUSY
+    gone = [asyncio.create_task(sender.send(receiver.url(), b"{}")) for _ in range(20)]
+    await until(lambda: sum(task.done() for task in gone) == 14)  # refused at once, while six pause
+    assert sender.under_way == 6
+    receiver.answer = TAKEN
+    assert await sender.send(receiver.url(2), b"{}"), "another host has room"
+    leaving.set_result(None)
+    assert sum(await asyncio.gather(*gone)) == 6 and not sender._hosts
+
+
+async def test_a_host_has_one_name(receiver: Receiver) -> None:
+    sender, _ = made()
+    names = [f"http://{name}:{receiver.port}/{number}" for number in range(9) for name in ("localhost", "LOCALHOST")]
+    sent = [asyncio.create_task(sender.send(url, b"{}")) for url in names]
+    await until(lambda: receiver.now.total() == callbacks.MOST_OF_HOST)
+    for _ in range(20):  # and no more come
+        await asyncio.sleep(0.001)
+    assert receiver.now.total() == callbacks.MOST_OF_HOST
+    receiver.free.set()
+    assert all(await asyncio.gather(*sent))
+    assert callbacks._name("http://Host/a") == callbacks._name("http://host:80/b") != callbacks._name("https://host/a")
+
+
 async def generate(server: Server, url: str) -> str:
     answer = await server.client.post("/api/v1/image/generate", json={"text": "x", "callback_url": url})
     assert answer.status_code == 200, answer.text
@@ -164,6 +195,24 @@ async def test_a_stop_waits_for_what_is_under_way(receiver: Receiver, tmp_path: 
         await stop
     assert task.encode() in receiver.heard[0] and b'"success"' in receiver.heard[0]
     assert len(receiver.heard) == 1
+
+
+async def test_a_task_whose_second_job_can_never_be_is_told_of(receiver: Receiver, tmp_path: Path) -> None:
+    def lose(item: object, data: bytes) -> bytes:
+        for worker in servers[0].engine.up:
+            servers[0].engine._arrivals._refused[worker] = {"upscale": "it cannot be loaded"}
+        return png()
+
+    servers: list[Server] = []
+    receiver.free.set()
+    settings = {"models_folder": TEST_MODELS, "models": ("paint", "upscale"), "fetch": "any"}
+    async with serve(tmp_path, work=lose, **settings) as server:
+        servers.append(server)
+        params = {"postprocess": {"super_resolution": "2x"}}
+        body = {"text": "x", "callback_url": receiver.url(), "params": params}
+        assert (await server.client.post("/api/v1/image/generate", json=body)).status_code == 200
+        await until(lambda: bool(receiver.heard))
+    assert b'"failed"' in receiver.heard[0] and b"cannot be loaded" in receiver.heard[0]
 
 
 async def test_what_a_stop_gives_up_is_in_the_log(

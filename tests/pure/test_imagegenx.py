@@ -221,3 +221,21 @@ async def test_no_model_that_draws(tmp_path: Path) -> None:
     async with serve(tmp_path, models=("edit",)) as server:
         assert "generate" in refused(await post(server), 404)
         assert refused(await post(server, model_type="sd15"), 404)
+
+
+async def test_a_second_job_that_can_never_be_fails_its_task_alone(tmp_path: Path) -> None:
+    """The model that enlarges is lost while the first job runs."""
+    def lose(item: RunItem, data: bytes) -> bytes:
+        for worker in servers[0].engine.up:
+            servers[0].engine._arrivals._refused[worker] = {"upscale": "it cannot be loaded"}
+        return picture(item, data)
+
+    servers: list[Server] = []
+    async with serve(tmp_path, work=lose, **MODELS) as server:
+        servers.append(server)
+        params = {"resolution": "16x8", "postprocess": {"super_resolution": "2x"}}
+        batch = (await post(server, "batch-generate", texts=["x", "y"], params=params)).json()["data"]
+        told = [await ended(server, task) for task in batch["task_ids"]]
+        assert [one["status"] for one in told] == ["failed"] * 2 and "cannot be loaded" in told[0]["error_msg"]
+        whole = (await server.client.get(batch["query_url"])).json()["data"]
+        assert (whole["failed_count"], whole["progress"]) == (2, 100)

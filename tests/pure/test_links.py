@@ -140,6 +140,16 @@ async def test_a_signed_address_of_ours_is_an_image_to_go_on_from(server: Server
     assert (await server.client.post("/api/v1/image/img2img", json=body, headers=ZENITH)).status_code == 404
 
 
+async def test_the_description_of_each_signed_route_names_the_refusal(server: Server) -> None:
+    paths = (await server.client.get("/openapi.json")).json()["paths"]
+    for path in ("/v1/images/{id}/content", "/api/v1/image/file/{day}/{name}", "/temp/{name}",
+                 "/api/v1/jobs/{job_id}/result"):
+        told = paths[path]["get"]["responses"]
+        assert "signed address" in told["403"]["description"], path
+        assert {"200", "401", "404", "409", "410"} <= told.keys(), path
+        assert all(kind.startswith("image/") for kind in told["200"]["content"]), path
+
+
 async def test_where_nobody_needs_a_key_addresses_are_plain(tmp_path: Path) -> None:
     async with serve(tmp_path, **MODELS, work=lambda item, data: png()) as server:
         url = await openai_url(server, {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import logging
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import structlog
 
+from api import fetch
 from engine import logs
 
 
@@ -46,6 +48,20 @@ def test_the_libraries_lines_come_the_same_way_once(written: io.StringIO) -> Non
     logging.getLogger("uvicorn.error").warning("started %s", "here")
     logging.getLogger("uvicorn.access").info("GET /")
     assert [line["event"] for line in lines(written)] == ["started here", "GET /"]
+
+
+async def test_addresses_that_the_server_asks_are_not_written(written: io.StringIO) -> None:
+    """They are clients', and may hold what lets whoever reads it in."""
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 204 No Content\r\ncontent-length: 0\r\n\r\n")
+        writer.close()
+
+    host = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with host:
+        url = f"http://127.0.0.1:{host.sockets[0].getsockname()[1]}/told?token=hidden"
+        assert await fetch.post(url, b"{}", reach="any")
+    assert "hidden" not in written.getvalue()
 
 
 def test_image_bytes_and_prompts_are_not_written(written: io.StringIO) -> None:

@@ -105,6 +105,16 @@ async def test_a_transparent_background_is_cut_out_by_a_second_job(tmp_path: Pat
         assert refused.status_code == 400 and error(refused)["param"] == "background"
 
 
+async def test_a_remover_that_could_not_be_loaded_is_told_before_anything_is_drawn(tmp_path: Path) -> None:
+    models = {"models_folder": TEST_MODELS, "models": ("paint", "background_remove")}
+    async with serve(tmp_path, work=lambda item, data: png(), **models) as server:
+        for worker in server.engine.up:
+            server.engine._arrivals._refused[worker] = {"background_remove": "it cannot be loaded"}
+        refused = await generate(server, background="transparent")
+        assert refused.status_code == 400 and error(refused)["param"] == "background"
+        assert not any(worker.ran for worker in server.pool.workers.values())
+
+
 async def test_nulls_and_fields_without_effect_are_taken(server: Server) -> None:
     without = {"user": "u", "moderation": "low", "style": "vivid", "safety_identifier": "s", "quality": "hd"}
     answer = await generate(server, size=None, seed=None, **without)

@@ -45,6 +45,11 @@ def test_an_address_serves_for_its_time() -> None:
         assert ask(signer, url) is None
 
 
+def test_the_longest_time_is_as_good_as_for_ever() -> None:
+    signer = Signer(b"s" * 32, Clock())
+    assert ask(signer, signer.signed(PATH, "acme", 1e15)) == "acme"
+
+
 def test_what_is_changed_does_not_hold() -> None:
     signer = Signer(b"s" * 32, Clock())
     url, other = (signer.signed(PATH, tenant, 3600) for tenant in ("acme", "zenith"))
