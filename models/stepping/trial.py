@@ -17,7 +17,7 @@ from core.errors import ModelFailed
 from core.model import ModelSpec
 from models.base import Item
 
-STEPS = 2  # forwards of the denoiser
+STEPS = 3  # forwards of the denoiser
 WORDS = "a photo of a red house at a lake in the evening, with a boat and two people in front of it"
 SIZE = re.compile(r"([1-9]\d{1,4})x([1-9]\d{1,4})")
 

@@ -25,7 +25,7 @@ from models.stepping.costs import StepCosts, Variety
 from models.stepping.stepper import StepEvents, Stepper
 
 WIDTHS = 1, 2, 4, 8  # calls in one forward
-TIMES = trial.STEPS  # forwards of each width: the first also pays for being the first, the second counts
+TIMES = trial.STEPS  # forwards of each width: the first also pays for being the first, two more are not doubted
 GAIN = 0.97  # a width that does not bring the time of a row below so much of that of the width before is the last
 
 

@@ -63,7 +63,7 @@ class Curve(StepAdapter):
 
     def start(self, item: Item):
         yield StepCall(self, (0,), {}, 1, (self, "encode"), Lane.ENCODE)
-        for _ in range(int(item.params.get("steps", 2))):
+        for _ in range(int(item.params.get("steps", trial.STEPS))):
             yield StepCall(self, (0,), {}, self.rows, (self, "denoise"), Lane.DENOISE)
         yield StepCall(self, (0,), {}, 1, (self, "decode"), Lane.DECODE)
         return Output(np.zeros((8, 8, 3), np.uint8))
@@ -102,7 +102,7 @@ def test_widths_are_tried_as_long_as_the_time_of_a_row_falls():
     assert [(one.calls, one.rows, round(one.seconds, 3)) for one in found] == [
         (1, 1, 0.12), (2, 2, 0.16), (4, 4, 0.23), (8, 8, 0.38)
     ]  # fmt: skip
-    assert model.widths == [1, 1, 2, 2, 4, 4, 8, 8]
+    assert model.widths == [1, 1, 1, 2, 2, 2, 4, 4, 4, 8, 8, 8]
     learnt = [batcher.costs.seconds((model, "denoise"), rows) for rows in (1, 2, 4, 8)]
     assert learnt == pytest.approx([0.12, 0.16, 0.23, 0.38])
     assert batcher.costs.seconds((model, "decode"), 1) == pytest.approx(0.01)
@@ -121,6 +121,15 @@ def test_the_first_burst_is_as_wide_as_pays():
         widths = model.burst(batcher)
         assert (widths[0] > 2) == wide
         assert widths[0] == Curve.burst(cold, learnt)[0], "as after a burst of traffic"
+
+
+def test_what_was_measured_is_not_doubted_for_long_silence():
+    """A width that was measured twice only is forgotten after a hundred forwards of others."""
+    model, batcher = Curve(SMALL), fresh()
+    model.measured(batcher)
+    for _ in range(200):
+        batcher.costs.learn((model, "denoise"), 1, 0.12)
+    assert batcher.costs.seconds((model, "denoise"), 8) == pytest.approx(0.38)
 
 
 def test_rows_beyond_what_the_batcher_takes_are_not_measured():
@@ -142,8 +151,8 @@ def test_a_request_that_does_not_fit_alone_ends_it_with_its_reason():
 
 def test_it_ends_when_its_time_is_over_and_leaves_nothing_under_way():
     model, batcher = Curve(SMALL), fresh()
-    assert [one.calls for one in model.measured(batcher, until=0.9)] == [1, 2]
-    assert model.now < 0.9
+    assert [one.calls for one in model.measured(batcher, until=1.3)] == [1, 2]
+    assert model.now < 1.3
     model = Curve(SMALL)
     assert model.measured(fresh(), until=0.05) == [] and len(model.widths) <= 1
 
@@ -254,7 +263,7 @@ def test_a_worker_measures_before_it_is_ready_and_says_what_it_does(tmp_path):
     ]  # fmt: skip
     assert all(0 < line.fraction < 1 for line in lines)
     model, steps = worker.session.adapter(spec), worker.session._steps
-    assert model.network.forwards == [1, 1, 2, 2, 4, 4, 8, 8]
+    assert model.network.forwards == [1, 1, 1, 2, 2, 2, 4, 4, 4, 8, 8, 8]
     stepper = Stepper(CPU, steps._the_batcher(), Told().events())
     for job in range(8):
         item = Item(spec.check_params({"steps": 3}), picture(job, 16, 12), size=(12, 16))
