@@ -165,15 +165,20 @@ def test_batches_and_pings_are_served_between_two_steps(bench):
     assert bench.answers("long", "plain", "second")["plain"].error is None
 
 
-def test_between_two_steps_there_is_at_most_one_batch(bench, monkeypatch):
-    seen = []
-    run = Stub.run
+def forwards_before_each_batch(bench, monkeypatch) -> list[int]:
+    """How many there had been when each ordinary batch ran."""
+    seen, run = [], Stub.run
 
     def noted(stub, items):
         seen.append(len(bench.network.forwards))
         return run(stub, items)
 
     monkeypatch.setattr(Stub, "run", noted)
+    return seen
+
+
+def test_between_two_steps_there_is_at_most_one_batch(bench, monkeypatch):
+    seen = forwards_before_each_batch(bench, monkeypatch)
     bench.send(bench.order("long", steps=60, forward_ms=5.0))
     bench.hear(progress("long", 0.02))
     bench.send(*(bench.order(f"plain{n}", model="stub") for n in range(6)))
@@ -182,14 +187,7 @@ def test_between_two_steps_there_is_at_most_one_batch(bench, monkeypatch):
 
 
 def test_after_a_long_batch_steps_have_as_long_before_the_next(bench, monkeypatch):
-    seen = []
-    run = Stub.run
-
-    def noted(stub, items):
-        seen.append(len(bench.network.forwards))
-        return run(stub, items)
-
-    monkeypatch.setattr(Stub, "run", noted)
+    seen = forwards_before_each_batch(bench, monkeypatch)
     bench.send(bench.order("long", steps=500, forward_ms=1.0))
     bench.hear(progress("long", 0.01))
     bench.send(*(bench.order(f"plain{n}", model="stub", base_ms=100) for n in range(5)))
