@@ -128,16 +128,17 @@ def _seconds(process: psutil.Process) -> float:
 @contextlib.contextmanager
 def ours(
     *flags: str, models: str = "models/repository_test", offer: str = "echo", path: str = "/run/echo",
-    devices: str = "cpu:2", outputs: Path | None = None, environ: Mapping[str, str] | None = None,
+    devices: str = "cpu:2", outputs: Path | None = None, environ: Mapping[str, str] | None = None, root: Path = ROOT,
 ) -> Iterator[Server]:  # fmt: skip
-    """This server with one model, up and with every worker ready. Without `outputs`, in a folder for this time only."""
+    """This server with one model, up and with every worker ready. Without `outputs`, in a folder for this time only.
+    `root`: the checkout that it is started from."""
     with tempfile.TemporaryDirectory(prefix="imagepool-bench-") as passing:
         port = free_port()
         command = (
             sys.executable, "server.py", "--port", str(port), "--host", "127.0.0.1", "--devices", devices,
             "--models-folder", models, "--models", offer, "--outputs", str(outputs or passing), *flags,
         )  # fmt: skip
-        with _started("ImagePool", command, port, path, environ or {}) as server:
+        with _started("ImagePool", command, port, path, environ or {}, root) as server:
             wait_until(server, server.all_ready)
             yield server
 
@@ -160,12 +161,12 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def _started(
-    name: str, command: Sequence[str], port: int, path: str, environ: Mapping[str, str]
+    name: str, command: Sequence[str], port: int, path: str, environ: Mapping[str, str], root: Path = ROOT
 ) -> Iterator[Server]:
     """The process in a group of its own, so that nothing of it stays behind."""
     with tempfile.NamedTemporaryFile(prefix="imagepool-bench-", suffix=".log") as log:
         process = subprocess.Popen(
-            command, cwd=ROOT, env={**os.environ, **environ}, stdout=log, stderr=log, start_new_session=True
+            command, cwd=root, env={**os.environ, **environ}, stdout=log, stderr=log, start_new_session=True
         )
         try:
             yield Server(name, port, path, process, Path(log.name))
