@@ -20,6 +20,7 @@ from api.errors import LinkInvalid, RequestTimeout, Wardrobe
 from api.ratelimit import Header, RateLimiter
 from core.errors import (
     BadRequest,
+    Draining,
     ImagePoolError,
     InternalError,
     RateLimited,
@@ -41,6 +42,7 @@ ID_CHARACTERS = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ
 NO_SNIFF = (b"x-content-type-options", b"nosniff")
 GONE = "imagepool.gone"  # our protocol's extension of the scope: calls back when the client goes away
 TAKE = "imagepool.take"  # another: what has come of the body goes into a buffer
+CUT_OFF = Draining("the server was stopped before this was done; send the request again", retry_after=10.0)
 CLIENT_GONE = 499  # in the metrics only: nobody was there to be answered
 
 
@@ -151,8 +153,9 @@ class Door:
         metrics: Metrics,
         clock: Callable[[], float] = time.monotonic,
         signer: Signer | None = None,
+        leaving: Callable[[], bool] = lambda: False,
     ) -> None:
-        self.app, self._metrics, self._signer = app, metrics, signer
+        self.app, self._metrics, self._signer, self._leaving = app, metrics, signer, leaving
         self._settings, self._keys, self._wardrobe, self._clock = settings, keys, wardrobe, clock
         self._rates = RateLimiter(settings.tiers, clock)
 
@@ -188,6 +191,11 @@ class Door:
             await self.app(scope, body, answer)
         except ClientDisconnect:
             status = status or CLIENT_GONE
+        except asyncio.CancelledError:  # the server's word, when it goes away and this has not ended in time
+            if not self._leaving():
+                raise
+            if not status:
+                await self._wardrobe.respond(CUT_OFF, scope["path"], name)(scope, receive, answer)
         except Exception as fault:
             if not isinstance(fault, ImagePoolError):
                 log.exception("request %s: %s %s raised", name, scope["method"], scope["path"][:200])

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from types import FrameType
@@ -23,6 +25,7 @@ from core.settings import Settings
 from engine import logs
 from engine.build import build
 from engine.engine import Engine
+from engine.shutdown import AFTER_GRACE, ANSWERS
 from engine.startup import show_startup
 
 log = logging.getLogger("imagepool.serve")
@@ -43,7 +46,8 @@ def serve(settings: Settings) -> int:
     except (ValueError, ImagePoolError) as fault:
         print(f"imagepool: {fault}", file=sys.stderr)
         return 2
-    server = Server(uvicorn_config(settings, app), engine)
+    patience = settings.shutdown_grace + ANSWERS
+    server = Server(uvicorn_config(settings, app, timeout_graceful_shutdown=patience), engine)
     try:
         server.run(doors)
     except SystemExit:  # uvicorn's own word; what keeps it from starting is in the log
@@ -66,6 +70,11 @@ def take_port(settings: Settings, name: str = "port") -> socket.socket:
             f"stop who has it (perhaps a server that runs), or set --{name.replace('_', '-')} and --host"
         ) from None
     return door
+
+
+def _give_up() -> None:
+    log.error("The server could not end in good order in time; it ends now, and its workers with it")
+    os._exit(1)
 
 
 @asynccontextmanager
@@ -105,15 +114,37 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Unlike uvicorn's own, the process ends with 0 after a signal that it has obeyed."""
         if self.started:  # before that there is nobody to tell
-            tell = self._engine.hurry if self.should_exit else self._drain
-            asyncio.get_event_loop().call_soon_threadsafe(tell)
-        self.force_exit = self.should_exit
-        self.should_exit = True
+            asyncio.get_event_loop().call_soon_threadsafe(self._told_to_go)
+        else:
+            self.should_exit = True
+
+    def _told_to_go(self) -> None:
+        engine = self._engine
+        if engine.announced:
+            self.should_exit = self.force_exit = True
+            self._leave_by(AFTER_GRACE)
+            engine.hurry()
+        elif delay := engine.settings.drain_delay:
+            log.info("Serving on for %g s, while readiness says no; a second signal ends at once", delay)
+            engine.announce()
+            asyncio.get_running_loop().call_later(delay, self._drain)
+        else:
+            self._drain()
 
     def _drain(self) -> None:
-        grace = self._engine.settings.shutdown_grace
+        engine, grace = self._engine, self._engine.settings.shutdown_grace
+        if engine.draining:
+            return
         log.info("Finishing what runs, for %g s at most; jobs that wait are kept; a second signal ends at once", grace)
-        self._engine.drain()
+        self.should_exit = True
+        self._leave_by(grace + AFTER_GRACE)
+        engine.drain()
+
+    def _leave_by(self, seconds: float) -> None:
+        """Whatever hangs then (a disk, a driver) holds no service manager up: what was accepted is on disk."""
+        last = threading.Timer(seconds, _give_up)
+        last.daemon = True
+        last.start()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Also in a hurry the engine ends in good order, which uvicorn would leave out."""

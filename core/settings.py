@@ -152,7 +152,9 @@ class Settings(BaseSettings):
     restart_backoff: Duration = setting("Workers", 0.5, "Pause before the first restart of a worker; it doubles.", gt=0)
     restart_backoff_max: Duration = setting("Workers", 30.0, "Longest pause before a restart.", gt=0)
     give_up_after: Count = setting("Workers", 5, "Boot failures in a row after which a device is given up.", ge=1)
-    shutdown_grace: Duration = setting("Workers", 30.0, "How long running batches may finish at shutdown.", ge=0)
+    drain_delay: Duration = setting(
+        "Workers", 0.0, "How long, at shutdown, readiness says no while all is still served.", ge=0)
+    shutdown_grace: Duration = setting("Workers", 15.0, "How long running batches may finish at shutdown.", ge=0)
 
     outputs: Path = setting("Storage", Path("outputs"), "Folder of the job database, inputs and results.")
     retention_age: Duration = setting("Storage", 7 * DAY, "Ended jobs and their images are removed after this.", gt=0)

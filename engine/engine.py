@@ -17,15 +17,12 @@ from typing import Any
 import structlog
 
 from core.errors import (
-    Draining,
-    ImagePoolError,
     InvalidParameter,
     ModelFailed,
     NoDevice,
     Overloaded,
     StorageFull,
     UnknownModel,
-    WorkerLost,
     from_info,
 )
 from core.job import Job
@@ -47,9 +44,10 @@ from engine.metrics import Metrics
 from engine.permit import Permit, images_into_arena
 from engine.register import Register
 from engine.results import Loan, ResultBody, stored_result
+from engine.shutdown import Shutdown, draining_error
 from scheduler.admission import Admission, Grant
 from scheduler.commands import Command, Dispatch, Finish, Requeue, Restart, Revoke
-from scheduler.events import Cancelled, Drain, Event, Submitted, Tick
+from scheduler.events import Cancelled, Event, Submitted, Tick
 from scheduler.scheduler import Scheduler
 from store.loras import StoredLoras
 from store.saved import SavedImages
@@ -59,7 +57,6 @@ from workers.messages import Drop
 from workers.monitor import Monitor, Reading
 
 log = structlog.get_logger("engine")
-LAST_WORDS = 5.0  # seconds at least, before it goes away, in which clients are told of the last ends
 
 
 class Engine:
@@ -83,9 +80,6 @@ class Engine:
         self.scheduler, self.admission, self.pool, self.arena = scheduler, admission, pool, arena
         self.readings: dict[str, Reading] = {}
         self.started_at = time.time()
-        self.draining = False
-        self._hurried = False
-        self._drained_at = 0.0
         self._rolling = False
         self.register = Register(keeper.jobs)
         self.flights = Flights(arena)
@@ -107,6 +101,7 @@ class Engine:
         self._timer_at: float | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._followers: set[asyncio.Task[Any]] = set()  # of these, those that tell somebody of an end
+        self._shutdown = Shutdown(self, keeper, self._tasks, self._followers)
 
     def __repr__(self) -> str:
         return f"<Engine {len(self.register.live)} jobs, {len(self.flights)} batches at workers, {self.scheduler!r}>"
@@ -131,50 +126,32 @@ class Engine:
 
     async def stop(self, grace: float | None = None) -> None:
         """Take no new jobs, let running batches finish, keep queued durable jobs for the next start, stop workers."""
-        grace = self.settings.shutdown_grace if grace is None else grace
-        self.drain()
-        deadline = self._drained_at + grace
-        while self.flights and self._loop.time() < deadline and not self._hurried:  # noqa: ASYNC110
-            await asyncio.sleep(0.05)  # a poll is enough on the way out
-        for live in list(self.register.live.values()):  # what still runs is interrupted; ephemeral clients hear of it
-            if not live.job.request.durable:
-                self._send_away(live, WorkerLost("the server was stopped; send the request again"))
-        await self.pool.stop(0.0 if self._hurried else max(0.0, deadline - self._loop.time()) + 1.0)
-        storing = [live.done for live in self.register.live.values() if live.concluding]
-        if storing:
-            await asyncio.wait(storing, timeout=1.0 if self._hurried else max(1.0, deadline - self._loop.time()))
-        last = max(deadline, self._loop.time() + LAST_WORDS)
-        while self._followers and self._loop.time() < last and not self._hurried:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._shutdown.stop(self.settings.shutdown_grace if grace is None else grace)
         if self._timer:
             self._timer.cancel()
-        await self._keeper.close()
         self.arena.close()
+
+    def announce(self) -> None:
+        """Readiness says no from now on, while everything is served: the end is near."""
+        self._shutdown.announce()
 
     def drain(self) -> None:
         """Dispatch nothing more and admit nothing more. Whoever waits for a job that waits hears so at once."""
-        if self.draining:
-            return
-        self.draining, self._drained_at = True, self._loop.time()
-        self.leaving.set_result(None)
-        self.tell(Drain())
-        for live in list(self.register.live.values()):
-            if live.job.state is State.QUEUED:
-                self._leave_waiting(live)
+        self._shutdown.drain()
 
-    def _leave_waiting(self, live: Live) -> None:
-        """This server will not run it any more. A durable job waits for the next start; an ephemeral one ends."""
-        if not live.job.request.durable:
-            self._send_away(live, _draining())
-        elif live.feed:
-            live.feed.close()
+    def hurry(self) -> None:
+        """Asked twice to stop: do not wait for what runs. Durable jobs run again at the next start."""
+        self._shutdown.hurry()
 
-    def _send_away(self, live: Live, error: ImagePoolError) -> None:
-        live.job.error = error.info()
-        self.tell(Cancelled(live.job.id))
+    @property
+    def draining(self) -> bool:
+        """Whether nothing is admitted any more."""
+        return self._shutdown.draining
+
+    @property
+    def announced(self) -> bool:
+        """Whether the end of this server was announced."""
+        return self._shutdown.announced
 
     def roll(self) -> None:
         """Replace every worker by a fresh one, one after the other, without refusing or losing anything."""
@@ -188,16 +165,12 @@ class Engine:
         finally:
             self._rolling = False
 
-    def hurry(self) -> None:
-        """Asked twice to stop: do not wait for what runs. Durable jobs run again at the next start."""
-        self._hurried = True
-
     # --- what dialects ask ------------------------------------------------------------------------------------------
 
     def admit(self, size: int, tenant: str = "anonymous", jobs: int = 1) -> Permit:
         """Room for `jobs` jobs of `size` bytes together. Raises Overloaded, Draining, NoDevice or StorageFull."""
         if self.draining:
-            raise _draining()
+            raise draining_error()
         if not self.up and all(view.state in ("given_up", "stopped") for view in self.pool.view()):
             raise NoDevice("no device can serve: every worker has been given up; see /system/status for the reasons",
                            retry_after=60.0)
@@ -261,7 +234,7 @@ class Engine:
         spec = self._served(request.model)
         with permit or self.admit(sum(image.size for image in request.images), request.tenant) as permit:
             if self.draining:  # it began while the body was read
-                raise _draining()
+                raise draining_error()
             parts, spans = images_into_arena(self.arena, request.images)
             job = self._new_job(replace(request, images=parts, durable=False) if spans or request.durable else request)
             grant, span = permit.hand_over()
@@ -437,7 +410,7 @@ class Engine:
                 live = self.register.live[job]
                 self.register.move(live, State.QUEUED, time.time(), why=why)
                 if self.draining:
-                    self._leave_waiting(live)
+                    self._shutdown.leave_waiting(live)
             case Revoke(worker, incarnation, batch, job):
                 self.pool.send(worker, incarnation, Drop(batch, job))
             case Restart(worker, incarnation, why):
@@ -467,9 +440,3 @@ class Engine:
         self._followers.discard(task)
         if not task.cancelled() and (fault := task.exception()):
             log.error("a background task failed", exc_info=fault)
-
-
-def _draining() -> Draining:
-    return Draining(
-        "the server is shutting down; send the request again, to another server or in a minute", retry_after=10.0
-    )

@@ -22,6 +22,9 @@ LOOK_EVERY = 0.05  # seconds
 async def replace_workers(engine: Engine) -> None:
     """Returns when every worker that was ready has been replaced, or when one does not come back."""
     for worker, incarnation in list(engine.up.items()):
+        if engine.announced:
+            log.warning("no rolling restart: the server is shutting down")
+            return
         engine.tell(WorkerDraining(worker, incarnation))
         while engine.up.get(worker) == incarnation and any(engine.flights.at(worker)):  # noqa: ASYNC110
             await asyncio.sleep(LOOK_EVERY)

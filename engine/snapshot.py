@@ -19,7 +19,7 @@ def take(engine: Engine) -> dict[str, Any]:
     paces = {worker.worker: worker.pace for worker in engine.scheduler.workers()}
     stepped = any(spec.stepped for spec in engine.catalogue)
     workers = [_worker(engine, view, paces.get(view.worker), stepped) for view in views]
-    ready = any(worker["state"] in ("ready", "busy") for worker in workers) and not engine.draining
+    ready = any(worker["state"] in ("ready", "busy") for worker in workers) and not engine.announced
     counts = engine.register.counts
     running = counts[State.RUNNING] + counts[State.PARKED]  # at a worker
     ended = {state.value: counts[state] for state in State if state.ended}
@@ -50,7 +50,7 @@ def take(engine: Engine) -> dict[str, Any]:
 
 def _reason(engine: Engine, views: list[WorkerView]) -> str:
     """Why nothing can be served, in words."""
-    if engine.draining:
+    if engine.announced:
         return "the server is shutting down"
     if not views:
         return "no device is configured"

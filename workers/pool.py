@@ -45,6 +45,7 @@ from workers.process import SharedFd, child_main
 from workers.supervisor import Life, Start, Supervisor, SupervisorConfig, WorkerState
 
 log = structlog.get_logger("pool")
+REAPING = 1.0  # seconds that killed processes have, at a stop, to be gone
 Kind = Literal["died", "killed", "hung", "boot_failed", "stopped"]
 
 
@@ -163,8 +164,11 @@ class Pool:
         except TimeoutError:
             for living in list(self._living.values()):
                 self.kill(living.worker, living.number, "did not stop in time")
-            await self._wait_all_gone()
-        self._spawner.shutdown()
+            try:
+                await asyncio.wait_for(self._wait_all_gone(), REAPING)
+            except TimeoutError:  # the kernel does not let go of it (a device's driver hangs)
+                log.error("killed workers are not gone yet", devices=list(self._living))
+        self._spawner.shutdown(wait=not self._living)
         atexit.unregister(self._kill_all)
 
     def view(self) -> list[WorkerView]:

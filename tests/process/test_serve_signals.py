@@ -23,7 +23,7 @@ def test_a_second_signal_ends_in_good_order_and_the_running_job_is_kept(tmp_path
         _, alive = psutil.wait_procs(tree, timeout=10)
         assert not alive
         told = server.log.read_text()
-        assert f"Listening on http://127.0.0.1:{server.port}" in told and "Finishing what runs, for 30 s" in told
+        assert f"Listening on http://127.0.0.1:{server.port}" in told and "Finishing what runs, for 15 s" in told
         assert "Application shutdown complete" in told and "Traceback" not in told, told[-3000:]
 
 

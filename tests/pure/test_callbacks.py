@@ -13,7 +13,7 @@ import pytest
 
 from api import callbacks, fetch
 from api.callbacks import Callbacks
-from engine import engine as engine_module
+from engine import shutdown
 from tests.pure.dialect_kit import Server, png, serve, until
 from tests.pure.engine_kit import TEST_MODELS
 
@@ -218,7 +218,7 @@ async def test_a_task_whose_second_job_can_never_be_is_told_of(receiver: Receive
 async def test_what_a_stop_gives_up_is_in_the_log(
     receiver: Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(engine_module, "LAST_WORDS", 0.05)
+    monkeypatch.setattr(shutdown, "LAST_WORDS", 0.05)
     async with whole(tmp_path) as server:
         await generate(server, receiver.url())
         await until(lambda: bool(receiver.heard))
@@ -232,4 +232,4 @@ async def test_who_is_in_a_hurry_waits_for_nobody(receiver: Receiver, tmp_path: 
         await until(lambda: bool(receiver.heard))
         server.engine.hurry()
         await server.engine.stop(1000.0)
-    assert fetch.CALLBACK_SECONDS < engine_module.LAST_WORDS, "one try fits into what a stop waits at least"
+    assert fetch.CALLBACK_SECONDS < shutdown.LAST_WORDS, "one try fits into what a stop waits at least"

@@ -65,7 +65,7 @@ async def test_the_grace_of_a_stop_counts_from_the_moment_it_was_asked_for(tmp_p
         await made.submit(request(png(1)))
         await until(lambda: pool.workers["cpu:0"].held)
         made.drain()
-        made._drained_at -= 3600  # an hour ago
+        made._shutdown._began -= 3600  # an hour ago
         await asyncio.wait_for(made.stop(grace=3600), 30)
 
 
