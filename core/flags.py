@@ -16,7 +16,16 @@ from core import VERSION
 from core.units import Form
 
 DOCTOR = "doctor"  # the one word beside flags; `server.py` acts on it
-_SERVICE_LINK = re.compile(r"imagepool_(service_(host|port)|port_[0-9]+_(tcp|udp)).*", re.IGNORECASE)
+SCRIPTS = frozenset({"KEY"})  # variables with our prefix that scripts beside the server read
+# What Kubernetes and Docker tell a process about services and linked containers whose names begin with ours, as
+# "NAME=value" behind the prefix. A name alone proves nothing: IMAGEPOOL_PORT may be either.
+_LINK = re.compile(
+    r"""(?P<alias>([A-Z0-9_]+_)?)(
+        SERVICE_HOST=\S+ | SERVICE_PORT(_[A-Z0-9_]+)?=[0-9]+ | PORT(_[0-9]+_(TCP|UDP|SCTP))?=(tcp|udp|sctp)://\S+ |
+        PORT_[0-9]+_(TCP|UDP|SCTP)_(PROTO=(tcp|udp|sctp) | PORT=[0-9]+ | ADDR=\S+) | NAME=/\S+/\S+
+    )""",
+    re.VERBOSE,
+)
 
 
 class BadSetting(ValueError):
@@ -75,14 +84,19 @@ def read(model: type[BaseModel], argv: Sequence[str], prefix: str) -> dict[str, 
 def check_environment(model: type[BaseModel], environ: Mapping[str, str], prefix: str) -> None:
     """Raise `BadSetting` for a variable with our prefix that is no setting."""
     known = {prefix + name.upper() for name in model.model_fields}
-    for name, text in environ.items():
-        if name.upper().startswith(prefix) and name.upper() not in known and not service_link(name, text):
+    passed = known | {prefix + name for name in SCRIPTS} | links(environ, prefix)
+    for name in environ:
+        if name.upper().startswith(prefix) and name.upper() not in passed:
             raise BadSetting(f"the environment has {name[:64]}, which is no setting{_near(name.upper(), known)}")
 
 
-def service_link(name: str, text: str | None) -> bool:
-    """Kubernetes tells every pod about a service called "imagepool" in variables that only look like settings."""
-    return bool(_SERVICE_LINK.fullmatch(name)) or (name.lower() == "imagepool_port" and "://" in (text or ""))
+def links(environ: Mapping[str, str | None], prefix: str) -> set[str]:
+    """The names, in capitals, of variables that only look like settings: each pod is told about the services of its
+    namespace, "imagepool" and "imagepool-metrics" among them, and each linked container about the other."""
+    ours = {name.upper(): text or "" for name, text in environ.items() if name.upper().startswith(prefix)}
+    found = {name: _LINK.fullmatch(f"{name.removeprefix(prefix)}={text}") for name, text in ours.items()}
+    copies = tuple(f"{prefix}{match['alias']}ENV_" for match in found.values() if match)  # Docker's, of its variables
+    return {name for name, match in found.items() if match or name.startswith(copies)}
 
 
 def explain(

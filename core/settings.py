@@ -195,8 +195,9 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         assert isinstance(init_settings, InitSettingsSource) and isinstance(env_settings, EnvSettingsSource)
-        found = env_settings.env_vars.items()
-        env_settings.env_vars = variables = {name: text for name, text in found if not flags.service_link(name, text)}
+        found = env_settings.env_vars
+        links = flags.links(found, PREFIX)
+        env_settings.env_vars = variables = {name: text for name, text in found.items() if name.upper() not in links}
         file = init_settings.init_kwargs.get("config") or variables.get(f"{PREFIX}config".lower())
         return init_settings, env_settings, InitSettingsSource(settings_cls, _read_file(file) if file else {})
 

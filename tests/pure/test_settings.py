@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -144,15 +145,60 @@ def test_a_wrong_variable_is_told(name: str, value: str, sentence: str, monkeypa
     assert sentence in str(fault.value)
 
 
-def test_kubernetes_service_variables_are_no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("service", ["IMAGEPOOL", "IMAGEPOOL_METRICS", "IMAGEPOOL_GRPC", "IMAGEPOOL_IOPAINT"])
+@pytest.mark.parametrize("kind", ["TCP", "UDP", "SCTP"])
+def test_what_kubernetes_tells_of_a_service_is_no_setting(
+    service: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = f"{kind.lower()}://10.0.0.7:8002"
     for name, value in {
-        "IMAGEPOOL_PORT": "tcp://10.0.0.7:8000",
-        "IMAGEPOOL_SERVICE_HOST": "10.0.0.7",
-        "IMAGEPOOL_SERVICE_PORT_HTTP": "8000",
-        "IMAGEPOOL_PORT_8000_TCP_ADDR": "10.0.0.7",
+        "SERVICE_HOST": "10.0.0.7",
+        "SERVICE_PORT": "8002",
+        "SERVICE_PORT_HTTP_ALT": "8002",
+        "PORT": address,
+        f"PORT_8002_{kind}": address,
+        f"PORT_8002_{kind}_PROTO": kind.lower(),
+        f"PORT_8002_{kind}_PORT": "8002",
+        f"PORT_8002_{kind}_ADDR": "fd00::7",
     }.items():
-        monkeypatch.setenv(name, value)
-    assert Settings.read([]).port == 8000
+        monkeypatch.setenv(f"{service}_{name}", value)
+    read = Settings.read([])
+    assert (read.port, read.iopaint_port) == (8000, 0)
+
+
+def test_what_docker_tells_of_a_linked_container_is_no_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"NAME": "/web/imagepool-db", "PORT": "tcp://172.17.0.5:5432", "ENV_PASSWORD": "x"}.items():
+        monkeypatch.setenv(f"IMAGEPOOL_DB_{name}", value)
+    Settings.read([])
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "near"),
+    [
+        ("IMAGEPOOL_PORTS", "8000", "IMAGEPOOL_PORT"),
+        ("IMAGEPOOL_METRICS_PORT", "8002", ""),
+        ("IMAGEPOOL_SHUTDOWN_GRACES", "3s", "IMAGEPOOL_SHUTDOWN_GRACE"),
+        ("IMAGEPOOL_ENV_PORT", "8000", ""),
+        ("IMAGEPOOL_SERVICE_PORT", "http", ""),
+        ("IMAGEPOOL_KEYS", "secret", ""),
+    ],
+)
+def test_a_misspelt_variable_stops_the_start(
+    name: str, value: str, near: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(flags.BadSetting, match=f"{name}, which is no setting.*{near}"):
+        Settings.read([])
+
+
+def test_variables_that_our_scripts_read_do_not_stop_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    scripts = [*ROOT.glob("*.py"), *(ROOT / "bench").rglob("*.py"), *(ROOT / "docs").rglob("*.py")]
+    read = r"""environ(?:\.get\(|\[)["']IMAGEPOOL_(\w+)"""
+    named = {name for file in scripts for name in re.findall(read, file.read_text("utf-8"))}
+    assert "KEY" in named
+    for name in named:
+        monkeypatch.setenv(f"IMAGEPOOL_{name}", "1")
+    Settings.read([])
 
 
 def test_strangers_are_unlimited_until_there_are_keys(tmp_path: Path) -> None:
