@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -41,6 +41,12 @@ devices = torch.cuda.device_count() if found else 0
 if devices:
     torch.ones(8, device="cuda").sum().item()
 print(json.dumps({"version": torch.__version__, "cuda": torch.version.cuda, "devices": devices}))
+"""
+
+ADAPTER_PROBE = """
+import sys
+from models.classes import tell_faults
+tell_faults(*sys.argv[1:])
 """
 
 CODEC_PROBE = """
@@ -235,6 +241,9 @@ def files(_: Settings) -> Iterator[Finding]:
 
 def models(settings: Settings) -> Iterator[Finding]:
     folders = [ROOT / "models" / "repository", *([settings.models_folder] if settings.models_folder else [])]
+    if not folders[-1].is_dir():
+        yield Finding("✗", f"--models-folder {folders[-1]} is no folder", "name the one that holds the model files")
+        return
     try:
         catalogue = Catalogue.read(folders, settings.models)
     except (ValueError, TypeError, OSError) as fault:
@@ -252,6 +261,25 @@ def models(settings: Settings) -> Iterator[Finding]:
                 yield Finding("✗", f"model '{spec.name}': {name} = {value} cannot be read", "bring the file")
 
 
+def adapters(settings: Settings) -> Iterator[Finding]:
+    """Whether the classes of one's own models can be imported, as a worker would."""
+    folder = settings.models_folder
+    try:
+        own = Catalogue.read([folder] if folder else [])
+    except ValueError:  # told by the check of the models
+        return
+    wanted = {spec.name: spec.adapter for spec in own if not settings.models or spec.name in settings.models}
+    faults = _probe(ADAPTER_PROBE, None, [str(folder and folder.resolve()), *wanted.values()]) if wanted else {}
+    if isinstance(faults, str):
+        yield Finding("✗", f"the models of {folder} cannot be tried: {faults}", "mend their modules")
+        return
+    lost = {name: faults[adapter] for name, adapter in wanted.items() if adapter in faults}
+    for name, why in lost.items():
+        yield Finding("✗", f"model '{name}' cannot be loaded: {why}", "mend it; docs/models.md shows a whole one")
+    if wanted and not lost:
+        yield Finding("✓", f"{len(wanted)} models of {folder} can be imported")
+
+
 def keys(settings: Settings) -> Iterator[Finding]:
     if settings.keys_file is None:
         yield Finding("!", "no keys file: whoever reaches the port may use the server", "set --keys-file")
@@ -264,7 +292,7 @@ def keys(settings: Settings) -> Iterator[Finding]:
     yield Finding("✓", "the keys file can be read")
 
 
-CHECKS: tuple[Check, ...] = (python, packages, devices, codecs, memory, storage, port, files, models, keys)
+CHECKS: tuple[Check, ...] = (python, packages, devices, codecs, memory, storage, port, files, models, adapters, keys)
 
 
 def _mib(size: int) -> str:
@@ -275,12 +303,12 @@ def _is_weights(value: Any) -> bool:
     return isinstance(value, str) and Path(value).suffix in (".pt", ".pth", ".safetensors", ".onnx", ".bin", ".ckpt")
 
 
-def _probe(script: str, environ: dict[str, str] | None = None) -> Any:
+def _probe(script: str, environ: dict[str, str] | None = None, arguments: Sequence[str] = ()) -> Any:
     """What the script printed as JSON, or a sentence when it did not come so far."""
     try:
         done = subprocess.run(
-            [sys.executable, "-c", script], cwd=ROOT, env={**os.environ, **(environ or {})}, capture_output=True,
-            text=True, timeout=120,
+            [sys.executable, "-c", script, *arguments], cwd=ROOT, env={**os.environ, **(environ or {})},
+            capture_output=True, text=True, timeout=120,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         return "no answer within two minutes"

@@ -18,7 +18,7 @@ from core.request import ImagePart, OutputFormat, Span
 class Boot:
     """How an incarnation starts. `visible` is its CUDA_VISIBLE_DEVICES ("" for a CPU worker), `threads` torch's
     intra-op threads, `codec_threads` the decode/encode threads beside the device loop, `root` the outputs folder,
-    `alike` whether all devices of the server are of one kind."""
+    `alike` whether all devices of the server are of one kind, `models_folder` where further adapters may lie."""
 
     worker: str
     incarnation: int
@@ -35,6 +35,7 @@ class Boot:
     boot_timeout: float = 600.0  # seconds until the worker must be ready, or a model be loaded that a batch needs
     loaded_models: int = 0  # most that stay loaded beside the preloaded ones; 0: any number
     alike: bool = True
+    models_folder: str = ""
 
 
 @by_position

@@ -59,6 +59,7 @@ class PoolConfig:
     warm_up: bool = True
     log_level: str = "info"
     loaded_models: int = 0
+    models_folder: str = ""
     ping_interval: float = 2.0
     ping_timeout: float = 5.0
     retire_timeout: float = 30.0
@@ -238,6 +239,7 @@ class Pool:
             arena_bytes=self._arena.size, warm_up=config.warm_up, log_level=config.log_level,
             boot_timeout=config.supervisor.boot_timeout, loaded_models=config.loaded_models,
             alike=len({(other.kind, other.name) for other in self._plans.values()}) == 1,
+            models_folder=config.models_folder,
         )
 
     def _spawn(self, boot: Boot) -> tuple[SpawnProcess, Connection, Connection]:

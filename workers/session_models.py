@@ -9,7 +9,6 @@ again.
 from __future__ import annotations
 
 import gc
-import importlib
 import sys
 import time
 import traceback
@@ -20,6 +19,7 @@ from core.errors import ModelFailed, OutOfMemory
 from core.model import ModelSpec
 from models.base import Adapter, DoesNotFit
 from models.calls import lacks_memory
+from models.classes import adapter_class, add_folder, check_module
 from workers.channel import WorkerEnd
 from workers.messages import Boot, Loading, Progress
 from workers.process import boot_failure_words
@@ -38,6 +38,7 @@ class Models:
         self._loaded: dict[str, Adapter] = {}  # the one used last stands last
         self.refused: dict[str, str] = {}
         self._booting = False
+        add_folder(boot.models_folder)
 
     def __len__(self) -> int:
         return len(self._loaded)
@@ -49,7 +50,8 @@ class Models:
         """Load what is to be loaded before the worker is ready, and tell how far that is. Raises when no model is left,
         or when the device is to blame: out of memory, or broken."""
         specs = [spec for spec in self._boot.specs if spec.preload]
-        self._booting, lacking = True, 0
+        self._refuse_missing()
+        self._booting, lacking = True, len(self.refused)
         for done, spec in enumerate(specs):
             self._told = (done + 0.5) / (len(specs) + 1)
             self._channel.send(Progress(f"loading {spec.name}", self._told))
@@ -66,6 +68,18 @@ class Models:
                 traceback.print_exception(fault)
                 self.refused[spec.name] = said
         self._booting = False
+
+    def _refuse_missing(self) -> None:
+        """Of models that are loaded when they are asked for, those whose code is not there. Raises when no model is
+        left."""
+        for spec in self._boot.specs:
+            if not spec.preload:
+                try:
+                    check_module(spec.adapter, self._boot.models_folder)
+                except ModelFailed as fault:
+                    self.refused[spec.name] = f"model '{spec.name}' cannot be loaded: {fault.message}"
+        if self._boot.specs and len(self.refused) == len(self._boot.specs):
+            raise ModelFailed(next(iter(self.refused.values())))
 
     def get(self, spec: ModelSpec, batch: int | None = None) -> Adapter:
         """The loaded model. The master hears when it is loaded for a batch. Raises whatever keeps it from loading,
@@ -149,8 +163,7 @@ class Models:
         return [name for name in self._others() if not self._steps.uses(name)]
 
     def _load(self, spec: ModelSpec) -> Adapter:
-        module, _, name = spec.adapter.partition(":")
-        adapter: Adapter = getattr(importlib.import_module(module), name)(spec.options, self._device)
+        adapter = adapter_class(spec.adapter, self._boot.models_folder)(spec.options, self._device)
         since = time.time()
         try:
             adapter.load()

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from kit import TEST_MODELS, photo, running
+from kit import TEST_MODELS, eventually, photo, running
 
 WHY = "damaged: "
 SPEC = """
@@ -36,6 +36,7 @@ def broken(folder: Path) -> Path:
     for file in TEST_MODELS.glob("*.toml"):
         (models / file.name).write_text(file.read_text())
     (models / "bad.toml").write_text(SPEC.format(source=weights))
+    (models / "lost.toml").write_text('adapter = "lost:Lost"\ntask = "style"\npreload = false\n')
     return models
 
 
@@ -43,7 +44,7 @@ def broken(folder: Path) -> Path:
 def server(tmp_path_factory):
     folder = tmp_path_factory.mktemp("broken")
     flags = "--models-folder", str(broken(folder))
-    with running(folder / "outputs", *flags, models="bad,stub", devices="cpu:2") as made:
+    with running(folder / "outputs", *flags, models="bad,lost,stub", devices="cpu:2") as made:
         made.wait_all_ready()
         yield made
 
@@ -62,9 +63,17 @@ def test_the_good_one_serves_and_the_bad_one_says_why(server):
 def test_status_readiness_and_the_list_of_models_tell_it(server):
     ready = server.get("/health/ready")
     assert ready.status_code == 200 and all(WHY in told["refused"]["bad"] for told in ready.json()["devices"])
-    assert all(list(told["refused"]) == ["bad"] and told["restarts"] == 0 for told in server.workers())
+    assert all(sorted(told["refused"]) == ["bad", "lost"] and told["restarts"] == 0 for told in server.workers())
     models = {told["name"]: told["refused"] for told in server.get("/models").json()["models"]}
-    assert WHY in models["bad"] and models["stub"] is None
+    assert WHY in models["bad"] and "put lost.py beside" in models["lost"] and models["stub"] is None
     assert [told["id"] for told in server.get("/v1/models").json()["data"]] == ["stub"]
     told = server.client.post("/v1/images/generations", json={"prompt": "a cat"}).json()["error"]
     assert told["code"] == "model_not_found"
+
+
+def test_where_no_model_can_be_loaded_nothing_is_ready_and_it_says_why(tmp_path):
+    models = str(broken(tmp_path))
+    flags = "--models-folder", models, "--give-up-after", "1"
+    with running(tmp_path / "outputs", *flags, models="lost", devices="cpu:1", ready=False) as server:
+        ready = eventually(lambda: "given_up" in (told := server.get("/health/ready")).text and told)
+        assert ready.status_code == 503 and "put lost.py beside the model's TOML file" in ready.json()["reason"]

@@ -161,3 +161,20 @@ def test_the_doctor_itself_stays_light() -> None:
     script = "import sys, engine.doctor; print(sorted({'torch', 'numpy', 'cv2', 'PIL'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", script], cwd=doctor.ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_models_of_one_s_own_that_cannot_be_imported(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    assert marks(doctor.models, settings(tmp_path, "--models-folder", str(folder))) == "✗", "there is no such folder"
+    folder.mkdir()
+    spec = 'adapter = "{}"\ntask = "style"\n'
+    for name, adapter in {"good": "tinted:Good", "lost": "lost:Lost", "odd": "tinted:Odd", "bad": "broken:Bad"}.items():
+        (folder / f"{name}.toml").write_text(spec.format(adapter))
+    (folder / "tinted.py").write_text("from models.base import Adapter\nclass Good(Adapter): ...\nclass Odd: ...\n")
+    (folder / "broken.py").write_text("import tinted\nraise ValueError('at once')\n")
+    found = list(doctor.adapters(settings(tmp_path, "--models-folder", str(folder))))
+    told = {finding.what.split("'")[1]: finding.what for finding in found}
+    assert sorted(told) == ["bad", "lost", "odd"] and {finding.mark for finding in found} == {"✗"}
+    assert "put lost.py beside" in told["lost"] and "ValueError: at once" in told["bad"]
+    assert "is no subclass of models.base.Adapter" in told["odd"]
+    assert marks(doctor.adapters, settings(tmp_path, "--models-folder", str(folder), "--models", "good")) == "✓"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import random
+import sys
 from dataclasses import replace
 from multiprocessing import Pipe
 
@@ -40,12 +42,15 @@ class BadAtWarmUp(Good):
 class Shelf:
     """The models of a worker with these adapters, and what it tells of loading them."""
 
-    def __init__(self, *names: str, alike: bool = True, preload: bool = True) -> None:
-        self.specs = [replace(STUB, name=name, adapter=f"{__name__}:{name}", preload=preload) for name in names]
+    def __init__(self, *names: str, alike: bool = True, preload: bool = True, folder: str = "") -> None:
+        self.specs = [
+            replace(STUB, name=name, adapter=name if ":" in name else f"{__name__}:{name}", preload=preload)
+            for name in names
+        ]
         requests, self._requests = Pipe(duplex=False)
         self._results, results = Pipe(duplex=False)
         channel = WorkerEnd(requests, results)
-        boot = Boot("cpu:0", 1, "cpu", "", 1, 1, (), tuple(self.specs), ".", 0, alike=alike)
+        boot = Boot("cpu:0", 1, "cpu", "", 1, 1, (), tuple(self.specs), ".", 0, alike=alike, models_folder=folder)
         self.models = Models(boot, CPU, channel, Steps(CPU, None, channel, None))
 
     def told(self) -> list[str]:
@@ -112,3 +117,71 @@ def test_a_device_that_breaks_while_a_model_is_warmed_up_is_to_blame(monkeypatch
     monkeypatch.setattr(Models, "_broken", lambda self: True)
     with pytest.raises(ModelFailed, match="the device failed while"):
         Shelf("Good", "Good").models.preload()
+
+
+# --- models of one's own ----------------------------------------------------------------------------------------------
+
+MINE = """
+import {helper}
+from models.base import Adapter
+
+class Mine(Adapter):
+    def run(self, items):
+        return []
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder of models, forgotten when the test ends."""
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    before = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        del sys.modules[name]
+
+
+def test_a_class_beside_its_file_is_found_with_what_it_imports(folder):
+    (folder / "mine_here.py").write_text(MINE.format(helper="its_helper"))
+    (folder / "its_helper.py").write_text("")
+    shelf = Shelf("mine_here:Mine", folder=str(folder))
+    shelf.models.preload()
+    assert "mine_here:Mine" in shelf.models
+
+
+@pytest.mark.parametrize("preload", [True, False])
+@pytest.mark.parametrize(
+    ("adapter", "sentence"),
+    [
+        ("nowhere_here:Mine", "there is no module 'nowhere_here'; put nowhere_here.py beside the model's TOML file"),
+        ("nowhere_here.deep:Mine", "put nowhere_here/deep.py beside"),
+        ("random:Mine", "random.py beside its TOML file is hidden by another module 'random'; rename it"),
+        ("core:Mine", "core.py beside its TOML file is hidden by another module 'core'; rename it"),
+    ],
+)
+def test_code_that_is_not_there_or_hidden_is_refused_at_the_start(folder, adapter, sentence, preload):
+    for name in ("random", "core"):
+        (folder / f"{name}.py").write_text(MINE.format(helper="os"))
+    shelf = Shelf(adapter, "Good", folder=str(folder), preload=preload)
+    shelf.models.preload()
+    assert sentence in shelf.models.refused[adapter] and str(folder) not in shelf.models.refused[adapter]
+    with pytest.raises(ModelFailed, match="cannot be loaded"):
+        Shelf(adapter, folder=str(folder), preload=preload).models.preload()
+    assert random.random() < 1, "nothing of ours or Python's is hidden by it"
+
+
+@pytest.mark.parametrize(
+    ("code", "sentence"),
+    [
+        ("class Mine: ...", "'mine_wrong:Mine' is no subclass of models.base.Adapter"),
+        ("", "module 'mine_wrong' has no class 'Mine'"),
+        ("class Mine(:", "mine_wrong.py, line 1: "),
+        ("import not_installed_here", "the package 'not_installed_here' is missing"),
+        ("raise ValueError('private')", "ValueError while loading; the worker's log has the details"),
+    ],
+)
+def test_code_that_is_wrong_is_refused_with_what_to_mend(folder, code, sentence):
+    (folder / "mine_wrong.py").write_text(code)
+    shelf = Shelf("mine_wrong:Mine", "Good", folder=str(folder))
+    shelf.models.preload()
+    assert sentence in shelf.models.refused["mine_wrong:Mine"]
