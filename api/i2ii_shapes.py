@@ -74,7 +74,7 @@ class NoResult(Status):
 
 
 class Totals(BaseModel):
-    """Requests since the job database began. Cancelled and expired ones count as failed."""
+    """Requests since the job database began. Cancelled and expired ones are counted elsewhere."""
 
     total_requests: int
     completed_requests: int
@@ -166,6 +166,7 @@ def system_status(now: Mapping[str, Any]) -> dict[str, Any]:
         "ready": now["ready"],
         "reason": now["reason"],
         "draining": now["draining"],
+        "storage": now["storage"],
         "devices": [_device(worker) for worker in workers],
         "queue": now["queue"],
     }
@@ -183,5 +184,5 @@ def _totals(now: Mapping[str, Any]) -> dict[str, int]:
     return {
         "total_requests": jobs["total"],
         "completed_requests": jobs["succeeded"],
-        "failed_requests": jobs["failed"] + jobs["cancelled"] + jobs["expired"],
+        "failed_requests": jobs["failed"],
     }
