@@ -73,7 +73,7 @@ SCHEMAS: dict[str, Any] = {
     "ModelList": _object(models={"type": "array", "items": _ref("Model")}),
     "Alive": _object(status=TEXT),
     "Ready": _object(
-        ready={"type": "boolean"}, reason=_nullable(TEXT),
+        ready={"type": "boolean"}, reason=_nullable(TEXT), storage={"enum": ["ok", "full", "failed"]},
         devices={"type": "array", "items": _object(device=TEXT, state=TEXT, detail=TEXT, refused=ANY_OBJECT)},
     ),
 }  # fmt: skip

@@ -23,11 +23,13 @@ def router(engine: Engine, render: Callable[[], Awaitable[tuple[bytes, str]]]) -
 
     @api.get("/health/ready", **openapi.answers("Ready", 200, 503))
     async def ready() -> Response:
-        """200 when a device can serve, else 503 with the reason; the state of each device either way."""
+        """200 when a device can serve, else 503 with the reason; the state of each device and of the disk either
+        way. A full disk keeps jobs that are stored from being taken, but not `/run`: it is told, and stays 200."""
         told = engine.snapshot()
         body = {
             "ready": told["ready"],
             "reason": told["reason"],
+            "storage": told["storage"]["state"],
             "devices": [
                 {
                     "device": worker["worker"], "state": worker["state"], "detail": worker["detail"],

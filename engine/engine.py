@@ -32,7 +32,7 @@ from core.settings import Settings
 from core.signing import Signer
 from core.states import State
 from core.ticket import Ticket
-from engine import roll, snapshot, watch
+from engine import disk, roll, snapshot, watch
 from engine.arrivals import Arrivals
 from engine.departures import Departures
 from engine.endings import Endings
@@ -79,6 +79,7 @@ class Engine:
         self.saved, self.loras, self.signer = saved, loras, signer
         self.scheduler, self.admission, self.pool, self.arena = scheduler, admission, pool, arena
         self.readings: dict[str, Reading] = {}
+        self.storage = disk.Storage()
         self.started_at = time.time()
         self._rolling = False
         self.register = Register(keeper.jobs)
@@ -120,6 +121,7 @@ class Engine:
             log.info("jobs of the former run taken up", count=len(recovered))
         await self.pool.start(self._arrivals.take_in)
         self._background(watch.old_jobs(self))
+        self._background(disk.watch(self, self._keeper))
         self._background(watch.positions(self))
         if self._monitor:
             self._background(watch.devices(self, self._monitor))

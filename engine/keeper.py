@@ -48,7 +48,8 @@ class Keeper:
         self._lock = lock
         self._max_age, self._max_bytes = max_age, max_bytes
         self._accepting: set[tuple[str, str]] = set()
-        self.disk_full = False
+        self.disk_full = False  # a finished job waits for the disk
+        self.refused = False    # the disk refused something since it was last seen to take something
 
     @asynccontextmanager
     async def once(self, request: ImageRequest) -> AsyncIterator[Job | None]:
@@ -89,7 +90,8 @@ class Keeper:
             print_ = await asyncio.to_thread(fingerprint, request) if request.idempotency_key else None
             job.request = replace(request, images=parts)
             await asyncio.wrap_future(self.jobs.insert(job, print_))
-        except BaseException:
+        except BaseException as fault:
+            self.refused |= isinstance(fault, StorageFull | StorageFailed)
             await asyncio.to_thread(self.files.delete, job.id)
             raise
         return job
@@ -123,7 +125,7 @@ class Keeper:
             except (StorageFull, StorageFailed) as fault:
                 if not self.disk_full:
                     log.error("a finished job cannot be stored; trying again until it can", why=fault.message)
-                self.disk_full = True
+                self.disk_full = self.refused = True
                 await asyncio.sleep(RETRY)
 
     def check_room(self) -> None:

@@ -176,6 +176,9 @@ class _Snapshot(Collector):
         yield from _device_gauges(self.latest.get("workers", ()))
         yield _gauge("uptime_seconds", "Seconds since the server started.", self.latest.get("uptime"))
         yield _gauge("ready", "1 when a device can serve.", bool(self.latest.get("ready")))
+        storage = self.latest.get("storage", {})
+        yield _gauge("disk_free_bytes", "Bytes left on the disk of the outputs folder.", storage.get("free_bytes"))
+        yield _gauge("storage_full", "1 when the disk lets no new durable job be taken.", storage.get("state") != "ok")
 
     def describe(self) -> list[Metric]:
         return []

@@ -28,6 +28,11 @@ def take(engine: Engine) -> dict[str, Any]:
         "ready": ready,
         "reason": None if ready else _reason(engine, views),
         "draining": engine.draining,
+        "storage": {
+            "state": engine.storage.state,
+            "free_bytes": engine.storage.free,
+            "min_free_bytes": engine.settings.min_free_disk,
+        },
         "workers": workers,
         "queue": {
             "queued": counts[State.QUEUED],

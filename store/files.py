@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -124,11 +125,22 @@ class FileStore:
         """Bytes of all inputs and results."""
         return self._used
 
-    def room(self, extra: int = 0) -> None:
-        """Raise `StorageFull` when `extra` more bytes would take the disk's reserve or exceed the bound."""
+    def free(self) -> int:
+        """Bytes that are left on the disk."""
         with disk_faults():
             disk = os.statvfs(self.root)
-        if disk.f_bavail * disk.f_frsize - extra < self.min_free:
+        return disk.f_bavail * disk.f_frsize
+
+    def try_write(self) -> None:
+        """Raise what keeps a file from being written. Nothing stays."""
+        with disk_faults(), tempfile.TemporaryFile(dir=self._temporary) as file:
+            file.write(bytes(4096))
+            file.flush()
+            os.fsync(file.fileno())
+
+    def room(self, extra: int = 0) -> None:
+        """Raise `StorageFull` when `extra` more bytes would take the disk's reserve or exceed the bound."""
+        if self.free() - extra < self.min_free:
             raise StorageFull(
                 "the server's disk has no room for another job; try again later, or let the operator make room",
                 retry_after=RETRY_AFTER,

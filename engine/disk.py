@@ -1,0 +1,63 @@
+"""How the outputs folder is: whether new durable jobs find room there, and since when they do not.
+
+`/run` needs no disk, so a full one does not make the server unready: it is told beside readiness, as a gauge and in the
+log, when it begins and when it ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import structlog
+
+from core.errors import StorageFailed, StorageFull
+from engine.keeper import Keeper
+
+if TYPE_CHECKING:
+    from engine.engine import Engine
+
+log = structlog.get_logger("engine")
+LOOK_EVERY = 2.0  # seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """`state`: new durable jobs are taken (ok), refused for want of room (full), or because it cannot be written
+    (failed). `free`: bytes that are left on the disk, None where it does not say."""
+
+    state: Literal["ok", "full", "failed"] = "ok"
+    free: int | None = None
+
+
+def look(keeper: Keeper) -> Storage:
+    """How it is now. Touches the disk."""
+    free = None
+    try:
+        free = keeper.files.free()
+        if keeper.refused:
+            keeper.files.try_write()
+        keeper.check_room()
+        keeper.files.room()
+        keeper.refused = False
+    except StorageFull:
+        return Storage("full", free)
+    except StorageFailed:
+        return Storage("failed", free)
+    return Storage("ok", free)
+
+
+async def watch(engine: Engine, keeper: Keeper) -> None:
+    """Look now and then, and say in the log when it changes."""
+    while True:
+        now = await asyncio.to_thread(look, keeper)
+        if now.state != engine.storage.state:
+            if now.state == "ok":
+                log.info("new durable jobs are taken again", free_bytes=now.free)
+            else:
+                why = "there is no room" if now.state == "full" else "the outputs folder cannot be written"
+                log.error("new durable jobs are refused", why=why, free_bytes=now.free,
+                          min_free_bytes=keeper.files.min_free)
+        engine.storage = now
+        await asyncio.sleep(LOOK_EVERY)
