@@ -311,10 +311,10 @@ class Tasks:
         try:
             taken = await self.callbacks.send(str(url), orjson.dumps(body))
         except asyncio.CancelledError:
-            log.warning("a callback was given up, the server goes away", job=job.id)
+            log.warning("a callback was given up, the server goes away", **job.facts())
             raise
         if not taken:
-            log.warning("a callback was not taken", job=job.id, seconds=round(time.monotonic() - began, 1))
+            log.warning("a callback was not taken", **job.facts(), seconds=round(time.monotonic() - began, 1))
 
     def _remember(self, batch: str) -> None:
         self._told[batch] = None

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.access import AccessLog
 from api.auth import Caller, Keys, presented_key
 from api.errors import LinkInvalid, RequestTimeout, Wardrobe
 from api.ratelimit import Header, RateLimiter
@@ -30,6 +31,7 @@ from core.errors import (
 )
 from core.settings import Settings
 from core.signing import Signer, is_signed
+from core.trace import CURRENT, Trace
 from engine.metrics import Metrics
 
 log = logging.getLogger("imagepool.http")
@@ -157,6 +159,7 @@ class Door:
     ) -> None:
         self.app, self._metrics, self._signer, self._leaving = app, metrics, signer, leaving
         self._settings, self._keys, self._wardrobe, self._clock = settings, keys, wardrobe, clock
+        self._access = AccessLog(settings.access_log, clock)
         self._rates = RateLimiter(settings.tiers, clock)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -170,6 +173,8 @@ class Door:
         began = time.perf_counter()
         headers = dict(scope["headers"])
         scope["request_id"] = name = request_id(headers.get(b"x-request-id") or headers.get(b"x-correlation-id"))
+        scope["trace"] = trace = Trace(name)
+        CURRENT.set(trace)
         extra: list[Header] = [(b"x-request-id", name.encode()), NO_SNIFF]
         status = sent = 0
 
@@ -205,7 +210,10 @@ class Door:
         finally:
             self._metrics.http_in_progress.dec()
             took = time.perf_counter() - began
-            self._metrics.http(scope["method"], route(scope), status, took, received=body.size, sent=sent)
+            where = route(scope)
+            self._metrics.http(scope["method"], where, status, took, received=body.size, sent=sent)
+            if status >= self._access.least:
+                self._access.note(scope, where, status, took, body.size, sent)
 
     def _may_listen(self, scope: Scope) -> bool:
         """Whether a web socket is let in. What is said on it is bounded by the protocol."""

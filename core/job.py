@@ -45,13 +45,14 @@ class Job:
     """The life of one request. Only `move` writes `state`, so an illegal move raises and changes nothing.
 
     `created_at`, `started_at`, `ended_at` are unix seconds; `progress` goes from 0.0 to 1.0; `attempts` counts how
-    often it was handed to a worker.
+    often it was handed to a worker. `asked_by` is the id of the HTTP request that it was made for.
     """
 
     id: str
     request: ImageRequest
     created_at: float
     number: int = 0  # the how-manieth job of this server's life
+    asked_by: str | None = None
     state: State = State.QUEUED
     started_at: float | None = None
     ended_at: float | None = None
@@ -65,6 +66,10 @@ class Job:
     def __post_init__(self) -> None:
         if not self.history:
             self.history.append(Move(self.created_at, State.QUEUED))
+
+    def facts(self) -> dict[str, Any]:
+        """What every line of the log about it says."""
+        return {"job": self.id, "request": self.asked_by, "tenant": self.request.tenant}
 
     def move(self, new: State, at: float, *, device: str | None = None, why: str | None = None) -> None:
         """Go to `new`. Raises `IllegalMove` (and changes nothing) when the table does not allow it."""

@@ -162,6 +162,8 @@ class Settings(BaseSettings):
     min_free_disk: Size = setting("Storage", 512 * MIB, "No new job is taken with less room left on the disk.", ge=0)
 
     log_level: Literal["debug", "info", "warning", "error"] = setting("Log", "info", "Least severe line to write.")
+    access_log: Literal["off", "errors", "all"] = setting(
+        "Log", "errors", "Requests that have a line: none, those answered with 400 and above, or all.")
     log_format: Literal["console", "json"] = setting("Log", "console", "For people, or one JSON object a line.")
     # fmt: on
 

@@ -166,4 +166,4 @@ def _tell_waiter(live: Live, told: Callable[[Told], None], what: Told) -> None:
     try:
         told(what)
     except Exception:
-        log.exception("a waiter of a job failed to hear of it", job=live.job.id, dialect=live.job.request.dialect)
+        log.exception("a waiter of a job failed to hear of it", **live.job.facts(), dialect=live.job.request.dialect)

@@ -71,7 +71,7 @@ class Endings:
         try:
             name = await self._keeper.store_result(live.job.id, result.format, data)
         except Exception:
-            log.exception("a result cannot be kept", job=live.job.id)
+            log.exception("a result cannot be kept", **live.job.facts())
         finally:
             data.release()
             self._arena.give(span)
@@ -88,7 +88,7 @@ class Endings:
         try:
             await self._keeper.save(ended)
         except Exception:  # no disk that refuses (that is waited out), but a defect: it must not leave the job running
-            log.exception("the end of a job cannot be stored", job=job.id, state=state.value)
+            log.exception("the end of a job cannot be stored", **job.facts(), state=state.value)
             if result is not None:
                 await self._store_end(live, State.FAILED, None, DEFECT)
                 return
@@ -115,7 +115,7 @@ def _log_end(live: Live) -> None:
     group = live.ticket.group
     tell(
         "job ended",
-        job=job.id,
+        **job.facts(),
         state=job.state.value,
         model=group.model,
         resolution=f"{group.width}x{group.height}",

@@ -32,6 +32,7 @@ from core.settings import Settings
 from core.signing import Signer
 from core.states import State
 from core.ticket import Ticket
+from core.trace import CURRENT
 from engine import disk, roll, snapshot, watch
 from engine.arrivals import Arrivals
 from engine.departures import Departures
@@ -336,7 +337,11 @@ class Engine:
         params = self.catalogue[request.model].settled(request.params)
         if params is not request.params:
             request = replace(request, params=params)
-        return Job(str(uuid.uuid4()), request, time.time(), self.register.number())
+        job = Job(str(uuid.uuid4()), request, time.time(), self.register.number())
+        if (trace := CURRENT.get()) is not None:
+            job.asked_by = trace.request
+            trace.jobs.append(job.id)
+        return job
 
     def _admit_live(
         self, job: Job, spec: ModelSpec, grant: Grant, spans: Sequence[Span] = (), front: bool = False

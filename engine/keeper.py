@@ -114,7 +114,7 @@ class Keeper:
             try:
                 await asyncio.to_thread(self.files.delete_inputs, job.id)
             except (StorageFull, StorageFailed) as fault:  # the end is stored, and so it counts; a sweep takes the rest
-                log.warning("the inputs of an ended job cannot be removed now", job=job.id, why=fault.message)
+                log.warning("the inputs of an ended job cannot be removed now", **job.facts(), why=fault.message)
 
     async def _insist(self, write: Callable[[], Any]) -> Any:
         while True:

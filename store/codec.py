@@ -18,7 +18,7 @@ from core.states import State
 
 Row = dict[str, Any]
 PLAIN = (ImageRequest, ImagePart, ImageHeader, OutputFormat, Watermark, Result, ErrorInfo, Move)
-LIFE = ("started_at", "device", "attempts", "progress", "result", "error", "history")
+LIFE = ("asked_by", "started_at", "device", "attempts", "progress", "result", "error", "history")
 
 
 def encode(job: Job, fingerprint: str | None = None) -> Row:

@@ -1,0 +1,21 @@
+"""What belongs to one request, from the door to the end of its jobs, so that their lines in the log can be told apart.
+
+It lies in a context variable: what a request's task starts has it too, however many calls lie between.
+"""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+
+
+class Trace:
+    """One request: its id, and the ids of the jobs that were made for it."""
+
+    __slots__ = ("jobs", "request")
+
+    def __init__(self, request: str) -> None:
+        self.request = request
+        self.jobs: list[str] = []
+
+
+CURRENT: ContextVar[Trace | None] = ContextVar("imagepool_request", default=None)
