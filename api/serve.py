@@ -36,6 +36,7 @@ def serve(settings: Settings) -> int:
     keep_heap()
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there are workers to replace
     logs.set_up(settings.log_level, settings.log_format)
+    logs.catch_strays()
     try:
         doors = [take_port(settings)]
         engine = build(settings)
@@ -44,7 +45,10 @@ def serve(settings: Settings) -> int:
             doors.append(take_port(settings, "iopaint_port"))
             app = iopaint_page.OwnPort(app, settings.iopaint_port)
     except (ValueError, ImagePoolError) as fault:
-        print(f"imagepool: {fault}", file=sys.stderr)
+        if settings.log_format == "json":
+            log.critical("The server cannot start: %s", fault)
+        else:
+            print(f"imagepool: {fault}", file=sys.stderr)
         return 2
     patience = settings.shutdown_grace + ANSWERS
     server = Server(uvicorn_config(settings, app, timeout_graceful_shutdown=patience), engine)

@@ -119,6 +119,7 @@ def real_pool(settings: Settings, plans: Sequence[DevicePlan], catalogue: Catalo
         warm_up=settings.warm_up,
         log_level=settings.log_level,
         loaded_models=settings.loaded_models,
+        capture=settings.log_format == "json",
         models_folder=str(settings.models_folder or ""),
         ping_interval=settings.ping_interval,
         supervisor=SupervisorConfig(

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 from collections.abc import MutableMapping
+from types import TracebackType
 from typing import Any, TextIO, cast
 
 import structlog
 from structlog.contextvars import bound_contextvars, merge_contextvars
 
-__all__ = ["bound_contextvars", "get_logger", "set_up"]
+__all__ = ["bound_contextvars", "catch_strays", "get_logger", "set_up"]
 
 Line = MutableMapping[str, Any]
 PRIVATE = frozenset({"prompt", "negative_prompt", "params", "body", "authorization", "api_key", "x_api_key"})
@@ -63,6 +65,28 @@ def set_up(level: str = "info", form: str = "console", stream: TextIO | None = N
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=False,
     )
+
+
+def catch_strays() -> None:
+    """What no one caught, in any thread, goes to the log like all else, instead of to stderr past it."""
+    log = logging.getLogger("imagepool")
+    usual = sys.excepthook
+
+    def uncaught(kind: type[BaseException], fault: BaseException, trace: TracebackType | None) -> None:
+        if issubclass(kind, KeyboardInterrupt):
+            usual(kind, fault, trace)
+        else:
+            log.critical("uncaught exception", exc_info=(kind, fault, trace))
+
+    def in_thread(told: threading.ExceptHookArgs) -> None:
+        if told.exc_value is not None:
+            name = told.thread.name if told.thread else None
+            log.error("uncaught exception in a thread", extra={"where": name}, exc_info=told.exc_value)
+
+    def ignored(told: Any) -> None:
+        log.error("exception ignored", extra={"where": repr(told.object)[:200]}, exc_info=told.exc_value)
+
+    sys.excepthook, threading.excepthook, sys.unraisablehook = uncaught, in_thread, ignored
 
 
 def get_logger(name: str = "imagepool", **facts: Any) -> structlog.typing.FilteringBoundLogger:

@@ -11,6 +11,7 @@ import asyncio
 import atexit
 import contextlib
 import multiprocessing
+import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -41,6 +42,7 @@ from workers.messages import (
     Stop,
     ToWorker,
 )
+from workers.printed import Printed
 from workers.process import SharedFd, child_main
 from workers.supervisor import Life, Start, Supervisor, SupervisorConfig, WorkerState
 
@@ -60,6 +62,7 @@ class PoolConfig:
     log_level: str = "info"
     loaded_models: int = 0
     models_folder: str = ""
+    capture: bool = False  # what workers print becomes lines of the log
     ping_interval: float = 2.0
     ping_timeout: float = 5.0
     retire_timeout: float = 30.0
@@ -84,6 +87,7 @@ class Incarnation:
     progress: float = 0.0
     facts: Mapping[str, Any] = field(default_factory=dict)
     memory: Pong | None = None
+    printed: Printed | None = None
 
 
 def exit_words(code: int | None) -> str:
@@ -210,7 +214,7 @@ class Pool:
     async def _start(self, action: Start) -> None:
         boot = self._boot(action)
         try:
-            process, requests, results = await self._loop.run_in_executor(self._spawner, self._spawn, boot)
+            process, requests, results, printed = await self._loop.run_in_executor(self._spawner, self._spawn, boot)
         except OSError as fault:  # no memory or no file descriptor for a process now: no fault of the device
             self._ended(action.worker, action.incarnation, f"could not be started ({fault.strerror})", "died")
             return
@@ -225,6 +229,8 @@ class Pool:
             on_message=lambda message: self._on_message(living, message),
             on_closed=lambda: self._background(self._reap(living)),
         )
+        if printed >= 0:
+            living.printed = Printed(printed, action.worker, action.incarnation)
         self._living[action.worker] = living
         if self._supervisor.draining:
             living.stopping = True
@@ -242,12 +248,15 @@ class Pool:
             models_folder=config.models_folder,
         )
 
-    def _spawn(self, boot: Boot) -> tuple[SpawnProcess, Connection, Connection]:
+    def _spawn(self, boot: Boot) -> tuple[SpawnProcess, Connection, Connection, int]:
+        """The process, the master's ends of its channel, and the end from which what it prints is read (-1: none)."""
         context = multiprocessing.get_context("spawn")
+        printed, prints = os.pipe() if self._config.capture else (-1, -1)
         child_requests, requests = context.Pipe(duplex=False)
         results, child_results = context.Pipe(duplex=False)
+        told = SharedFd(prints) if prints >= 0 else None
         process = context.Process(
-            target=child_main, args=(boot, child_requests, child_results, SharedFd(self._arena.fd)),
+            target=child_main, args=(boot, child_requests, child_results, SharedFd(self._arena.fd), told),
             name=f"imagepool {boot.worker}", daemon=True,
         )
         try:
@@ -255,11 +264,15 @@ class Pool:
         except BaseException:
             requests.close()
             results.close()
+            if printed >= 0:
+                os.close(printed)
             raise
         finally:  # only the child may hold these, or its death would not close the channel
             child_requests.close()
             child_results.close()
-        return process, requests, results
+            if prints >= 0:
+                os.close(prints)
+        return process, requests, results, printed
 
     # --- living -----------------------------------------------------------------------------------------------------
 
@@ -320,6 +333,8 @@ class Pool:
             await self._loop.run_in_executor(self._spawner, living.process.join, 0.5)
         code = living.process.exitcode
         living.process.close()
+        if living.printed is not None:
+            living.printed.close()
         was_starting = self._supervisor.lives[living.worker].state is WorkerState.STARTING
         killed = code in (-signal.SIGKILL, -signal.SIGTERM)  # by somebody else, or by the kernel for its memory
         failed_to_boot = living.boot_error is not None or (was_starting and not killed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import faulthandler
 import multiprocessing
 import os
 import signal
@@ -35,9 +36,17 @@ def _received(duplicate: Any) -> SharedFd:
     return SharedFd(duplicate.detach())
 
 
-def child_main(boot: Boot, requests: Connection, results: Connection, arena: SharedFd) -> None:
-    """Entry of the spawned process: settle in, load, run batches until told to stop or the master is gone."""
+def child_main(
+    boot: Boot, requests: Connection, results: Connection, arena: SharedFd, printed: SharedFd | None = None
+) -> None:
+    """Entry of the spawned process: settle in, load, run batches until told to stop or the master is gone. `printed`
+    is where stdout and stderr go, None: where the master's go."""
     die_with_master()
+    if printed is not None:
+        for fd in (1, 2):
+            os.dup2(printed.fd, fd)
+        os.close(printed.fd)
+    faulthandler.enable()
     for meant_for_master in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
         signal.signal(meant_for_master, signal.SIG_IGN)  # terminals and service managers send them to all processes
     settle(boot)

@@ -303,4 +303,5 @@ async def test_the_log_tells_of_each_durable_job_what_where_and_how_it_ended(tmp
     assert told[0] | {"seconds": 0} == {
         "event": "job ended", "log_level": "info", "job": job.id, "state": "succeeded", "model": "stub",
         "resolution": "40x30", "device": job.device, "dialect": "jobs", "attempts": 1, "seconds": 0,
+        "request": None, "tenant": "anonymous",
     }  # fmt: skip

@@ -6,6 +6,9 @@ import asyncio
 import io
 import json
 import logging
+import os
+import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +17,7 @@ import structlog
 
 from api import fetch
 from engine import logs
+from workers.printed import PAUSE, Printed
 
 
 @pytest.fixture
@@ -94,3 +98,48 @@ def test_an_exception_keeps_its_trace(form: str, written: io.StringIO) -> None:
     except ValueError:
         logs.get_logger().exception("it broke")
     assert "it broke" in written.getvalue() and "ValueError: boom" in written.getvalue()
+
+
+async def test_what_nobody_caught_is_a_line_too(written: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, name in ((sys, "excepthook"), (threading, "excepthook"), (sys, "unraisablehook")):
+        monkeypatch.setattr(module, name, getattr(module, name))
+    logs.catch_strays()
+
+    def fail() -> None:
+        raise ValueError("two\nlines")
+
+    class Leaves:
+        def __del__(self) -> None:
+            fail()
+
+    thread = threading.Thread(target=fail, name="reader")
+    thread.start()
+    thread.join()
+    del thread
+    Leaves()
+    try:
+        fail()
+    except ValueError as fault:
+        sys.excepthook(type(fault), fault, fault.__traceback__)
+    told = lines(written)
+    assert [line["event"] for line in told] == [
+        "uncaught exception in a thread", "exception ignored", "uncaught exception",
+    ]
+    assert all("ValueError: two\nlines" in line["exception"] for line in told) and told[0]["where"] == "reader"
+
+
+async def test_what_a_worker_prints_is_whole_tracebacks_and_single_lines(written: io.StringIO) -> None:
+    ours, its = os.pipe()
+    printed = Printed(ours, "cpu:3", 2)
+    trace = 'Traceback (most recent call last):\n  File "x.py", line 1\nValueError: boom'
+    os.write(its, b"loading\nhalf of a")
+    os.write(its, b" line\n\xff\n")
+    await asyncio.sleep(3 * PAUSE)
+    os.write(its, f"job 7:\n{trace}\n".encode())
+    os.close(its)
+    printed.close()
+    printed.close()
+    told = lines(written)
+    assert [line.get("text") for line in told] == ["loading", "half of a line", "\ufffd", None]
+    assert told[3]["exception"] == f"job 7:\n{trace}" and told[3]["level"] == "error"
+    assert all((line["event"], line["device"], line["incarnation"]) == ("worker wrote", "cpu:3", 2) for line in told)
