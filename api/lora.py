@@ -7,29 +7,29 @@ and errors wear ImageGenX's envelope, whose route this is.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter
 from fastapi import Path as PathField
-from starlette.datastructures import UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from api import lora_upload
 from api.auth import caller
 from api.errors import HttpError, NotFound
 from api.imagegenx import dress
 from api.imagegenx_docs import answers
 from api.imagegenx_tasks import envelope
-from api.limits import LORA_UPLOAD
-from api.submission import media_type
-from core.errors import BadRequest, InvalidParameter, UnsupportedEncoding
-from core.loras import SUFFIX, Lora, LoraFacts, checked_name
+from api.limits import ENVELOPE, LORA_UPLOAD, content_length
+from core.errors import InvalidParameter
+from core.loras import Lora, LoraFacts, checked_name
 from core.request import Priority
 from core.settings import Settings
 from engine.engine import Engine
 
+Found = list[tuple[Lora, LoraFacts]]
 PREFIXES = ("/api/v1/lora",)
 __all__ = ["PREFIXES", "dress", "router"]
 BODY = {
@@ -55,11 +55,31 @@ def lora_json(lora: Lora, facts: LoraFacts) -> dict[str, Any]:
     }
 
 
+class Looks:
+    """Looks at the folder, one at a time: who comes while one is under way shares the next with all others who do."""
+
+    def __init__(self, look: Callable[[], Found], turn: asyncio.Lock) -> None:
+        self._look, self._turn = look, turn
+        self._next: asyncio.Task[Found] | None = None
+
+    async def next(self) -> Found:
+        """What a look sees that begins now or later."""
+        if self._next is None:
+            self._next = asyncio.create_task(self._wait())
+        return await asyncio.shield(self._next)
+
+    async def _wait(self) -> Found:
+        async with self._turn:
+            self._next = None
+            return await asyncio.to_thread(self._look)
+
+
 def router(engine: Engine, settings: Settings) -> APIRouter:
     """The routes."""
     api = APIRouter(prefix="/api/v1/lora", tags=["lora"])
-    loras = engine.loras
+    loras, turn = engine.loras, asyncio.Lock()  # one thread at a time looks into files
     assert loras is not None
+    looks = Looks(loras.list, turn)
 
     def check_right(request: Request) -> None:
         if settings.keys_file is not None and caller(request).ceiling > Priority.PAID:
@@ -71,24 +91,20 @@ def router(engine: Engine, settings: Settings) -> APIRouter:
         check_right(request)
         if settings.lora_max == 0:
             raise HttpError(403, "this server takes no LoRAs; its operator puts them into their folder")
-        if media_type(request.headers.get("content-type", "")) != "multipart/form-data":
-            raise UnsupportedEncoding("send multipart/form-data with the .safetensors file as 'file'")
-        try:  # a large file is spooled to the disk as it comes
-            form = await MultiPartParser(request.headers, request.stream(), max_files=1, max_fields=8).parse()
-        except MultiPartException as fault:
-            raise BadRequest(f"the multipart body cannot be read: {fault.message}") from None
+        expected = max(0, (content_length(dict(request.scope["headers"])) or 0) - ENVELOPE)
+        await asyncio.to_thread(loras.expect, expected)
+        incoming = loras.receive()
         try:
-            file, name = form.get("file"), form.get("name")
-            if not isinstance(file, UploadFile) or isinstance(name, UploadFile):
-                raise InvalidParameter("'file' is missing; send the .safetensors file in it", parameter="file")
-            found = await asyncio.to_thread(loras.put, _name(name, file), file.file)
+            name = await lora_upload.receive(request, incoming)
+            async with turn:
+                found = await asyncio.to_thread(loras.keep, name, incoming)
         finally:
-            await form.close()
+            await asyncio.to_thread(incoming.close)
         return JSONResponse(envelope(lora_json(*found)))
 
     @api.get("/list", operation_id="lora_list", summary="All LoRAs", **answers())
     async def list_() -> Response:
-        found = await asyncio.to_thread(loras.list)
+        found = await looks.next()
         return JSONResponse(envelope({"loras": [lora_json(*one) for one in found], "total": len(found)}))
 
     @api.delete("/{name}", operation_id="lora_delete", summary="Remove a LoRA", **answers())
@@ -101,11 +117,3 @@ def router(engine: Engine, settings: Settings) -> APIRouter:
         return JSONResponse(envelope({"name": checked_name(name)}))
 
     return api
-
-
-def _name(given: str | None, file: UploadFile) -> str:
-    """The name it is to have: the one given, or that of the file, of which only the last part counts."""
-    own = (file.filename or "").replace("\\", "/").rpartition("/")[2]
-    if not own.lower().endswith(SUFFIX):
-        raise InvalidParameter(f"a LoRA is a {SUFFIX} file; others can hold code and are not taken", parameter="file")
-    return checked_name(given or own[: -len(SUFFIX)])

@@ -18,7 +18,9 @@ from core.tensorfile import TensorFile, TensorHeader
 SUFFIX = ".safetensors"
 NAME = re.compile(r"[^\W_](?:[\w .+-]{0,98}[\w+-])?")  # letters of any script; no separators, no dots at the ends
 LONGEST_NAME = 200  # bytes; file systems allow 255 with the suffix
-LONGEST_HEADER = 8 << 20  # bytes of a file's header; those of real ones have a tenth of it
+# Bytes of a file's header. One entry takes about 130: SDXL in all its layers, in three tensors each, 320 KB; twice that
+# with text encoders. Trainers add their notes (kohya: the counts of all tags), which are tens or hundreds of KB.
+LONGEST_HEADER = 2 << 20
 MOST = 3  # LoRAs of one request
 LEAST_WEIGHT, MOST_WEIGHT = 0.0, 2.0
 DOWN = ("lora_down.weight", "lora_A.weight", "lora.down.weight", "lora_A.default.weight")
@@ -27,11 +29,13 @@ TEXT_WIDTHS = {768: "Stable Diffusion 1", 1024: "Stable Diffusion 2", 2048: "Sta
 
 @dataclass(frozen=True, slots=True)
 class Lora:
-    """One file. `size` in bytes, `modified` in nanoseconds since 1970: a file that was replaced has others."""
+    """One file. `size` in bytes, `modified` in nanoseconds since 1970, its number on the disk: a file that was replaced
+    has others."""
 
     name: str
     size: int
     modified: int
+    inode: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +78,7 @@ class LoraFolder:
             state = self.file(name).stat()
         except OSError:
             return None
-        return Lora(name, state.st_size, state.st_mtime_ns)
+        return Lora(name, state.st_size, state.st_mtime_ns, state.st_ino)
 
 
 def checked_name(name: str) -> str:

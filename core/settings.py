@@ -132,6 +132,8 @@ class Settings(BaseSettings):
         "Models", "", "Model of OpenAI's API for requests that name none of ours (none named: the first that fits).")
     lora_folder: Path | None = setting("Models", None, "Folder of LoRAs, .safetensors files (default: outputs/loras).")
     lora_max: Size = setting("Models", 2 * GIB, "Largest LoRA that may be uploaded (0: none may).", ge=0)
+    lora_bytes: Size = setting("Models", 20 * GIB, "No LoRA is taken beyond this total of their folder.", ge=0)
+    lora_files: Count = setting("Models", 1000, "No LoRA is taken when their folder has so many files.", ge=1)
     resolution_caps: Caps = setting(
         "Models", ((512, 16), (1024, 8), (2048, 2)), "Most images of a batch, by the side of a square; beyond: one.")
 

@@ -165,7 +165,7 @@ def _tensor(entry: Mapping[str, Any]) -> tuple[TensorHeader, tuple[int, int]]:
 
 
 def _end(places: list[tuple[int, int]]) -> int:
-    """Where the last tensor ends, in bytes behind the header. Raises ValueError unless they lie one behind the other."""
+    """Where the last tensor ends, in bytes after the header. Raises ValueError unless they lie one after another."""
     ends = {start: end for start, end in places if start != end}
     ended, place = {0}, 0
     while place in ends:

@@ -106,7 +106,10 @@ def build(settings: Settings, make_pool: PoolMaker | None = None) -> Engine:
         metrics=Metrics(version=VERSION),
         monitor=None if make_pool else Monitor(plans),
         saved=SavedImages(files, settings.iopaint_saved) if settings.iopaint_saved else None,
-        loras=StoredLoras(lora_folder(settings), settings.lora_max, files),
+        loras=StoredLoras(
+            lora_folder(settings), settings.lora_max, most=settings.lora_files, most_bytes=settings.lora_bytes,
+            min_free=settings.min_free_disk,
+        ),
         signer=signer,
     )
 

@@ -127,9 +127,7 @@ class FileStore:
 
     def free(self) -> int:
         """Bytes that are left on the disk."""
-        with disk_faults():
-            disk = os.statvfs(self.root)
-        return disk.f_bavail * disk.f_frsize
+        return _free(self.root)
 
     def try_write(self) -> None:
         """Raise what keeps a file from being written. Nothing stays."""
@@ -140,11 +138,7 @@ class FileStore:
 
     def room(self, extra: int = 0) -> None:
         """Raise `StorageFull` when `extra` more bytes would take the disk's reserve or exceed the bound."""
-        if self.free() - extra < self.min_free:
-            raise StorageFull(
-                "the server's disk has no room for another job; try again later, or let the operator make room",
-                retry_after=RETRY_AFTER,
-            )
+        check_disk(self.root, extra, self.min_free, "another job")
         if self.max_bytes is not None and self._used + extra > self.max_bytes:
             raise StorageFull(
                 f"the images kept have reached the {self.max_bytes >> 20} MiB set for them; "
@@ -209,6 +203,22 @@ class FileStore:
                 if JOB_ID.fullmatch(folder.name) and folder.is_dir(follow_symlinks=False):
                     with os.scandir(folder) as entries:
                         yield from ((folder.name, entry) for entry in entries if entry.is_file(follow_symlinks=False))
+
+
+def check_disk(folder: Path, extra: int, min_free: int, what: str) -> None:
+    """Raise `StorageFull` when `extra` more bytes, `what`, would leave fewer than `min_free` on the folder's disk, and
+    `StorageFailed` when it cannot be asked."""
+    if _free(folder) - extra < min_free:
+        raise StorageFull(
+            f"the server's disk has no room for {what}; try again later, or let the operator make room",
+            retry_after=RETRY_AFTER,
+        )
+
+
+def _free(folder: Path) -> int:
+    with disk_faults():
+        disk = os.statvfs(folder)
+    return disk.f_bavail * disk.f_frsize
 
 
 def _write(file: Path, data: Data) -> None:

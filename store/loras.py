@@ -3,66 +3,161 @@
 from __future__ import annotations
 
 import os
+import threading
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
 from uuid import uuid4
 
-from core.errors import BadRequest, TooLarge
+from core.errors import BadRequest, StorageFull, TooLarge
 from core.loras import Lora, LoraFacts, LoraFolder, inspect
+from core.units import show_size
 from store.faults import disk_faults
-from store.files import FileStore
+from store.files import check_disk
+from store.modes import FILE_MODE, make_folder
 
-CHUNK = 1 << 20
 TEMPORARY = f".{'[0-9a-f]' * 32}"
+NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+RETRY_AFTER = 3600.0  # seconds: somebody has to remove a LoRA first
+Grow = Callable[[int, int], None]
 
 
 class StoredLoras:
-    """Files of at most `max_bytes` each. All methods block and may be called from any thread."""
+    """Files of at most `max_bytes` each; the folder takes no more when it holds `most` of them or `most_bytes`, and
+    leaves `min_free` bytes of its disk alone. All methods block and may be called from any thread.
 
-    def __init__(self, folder: Path, max_bytes: int, files: FileStore) -> None:
+    What was read of a file is remembered as long as the file stays the same.
+    """
+
+    def __init__(self, folder: Path, max_bytes: int, *, most: int, most_bytes: int, min_free: int) -> None:
         self.max_bytes = max_bytes
-        self._folder, self._files = LoraFolder(folder), files
+        self._path, self._folder = folder, LoraFolder(folder)
+        self._most, self._most_bytes, self._min_free = most, most_bytes, min_free
+        self._known: dict[Lora, LoraFacts | None] = {}
+        self._used = 0  # bytes in the folder, with what is on its way
+        self._lock = threading.Lock()
         for leftover in folder.glob(TEMPORARY):  # of a server that died while it wrote
             leftover.unlink(missing_ok=True)
 
     def list(self) -> list[tuple[Lora, LoraFacts]]:
         """All of them that are usable, by name."""
-        found = []
+        known: dict[Lora, LoraFacts | None] = {}
         for lora in self._folder.list():
-            try:
-                found.append((lora, inspect(self._folder.file(lora.name))))
-            except (BadRequest, OSError):  # broken, or just removed
-                continue
-        return found
+            with suppress(OSError):  # just removed
+                known[lora] = self._known[lora] if lora in self._known else self._look(lora)
+        self._known = known
+        return [(lora, facts) for lora, facts in known.items() if facts is not None]
 
-    def put(self, name: str, source: BinaryIO) -> tuple[Lora, LoraFacts]:
-        """Keep what `source` gives; a LoRA of that name is replaced in one step. Raises `InvalidParameter` for a bad
-        name, `BadRequest` for what is no LoRA, `TooLarge`, `StorageFull` or `StorageFailed`."""
+    def expect(self, size: int) -> None:
+        """Whether there will be room for a LoRA of `size` bytes (0: nobody has told), before any of them is read.
+        Raises `TooLarge`, `StorageFull` or `StorageFailed`."""
+        with self._lock, disk_faults():
+            make_folder(self._path)
+            sizes = _sizes(self._path)
+            self._used = sum(sizes)
+            if len(sizes) >= self._most:
+                raise _full(f"{self._most} files", "--lora-files")
+            self._check(0, size)
+
+    def receive(self) -> IncomingLora:
+        """A file to be written piece by piece, then to be given to `keep`; in the end to be closed."""
+        return IncomingLora(self._path / f".{uuid4().hex}", self._grow)
+
+    def keep(self, name: str, incoming: IncomingLora) -> tuple[Lora, LoraFacts]:
+        """Give it a name; a LoRA of that name is replaced in one step. Raises `InvalidParameter` for a bad name,
+        `BadRequest` for what is no LoRA, `StorageFull` or `StorageFailed`; then nothing has changed."""
         place = self._folder.file(name)
-        temporary = place.with_name(f".{uuid4().hex}")
         with disk_faults():
-            place.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                self._write(temporary, source)
-                facts = inspect(temporary)
-                temporary.replace(place)
-            finally:
-                temporary.unlink(missing_ok=True)
-        return self._folder.get(name), facts
+            incoming.flush()
+            facts = inspect(incoming.place)
+            with self._lock:
+                if not place.exists() and len(_sizes(self._path)) > self._most:  # others came meanwhile
+                    raise _full(f"{self._most} files", "--lora-files")
+                incoming.rename(place)
+        lora = self._folder.get(name)
+        self._known[lora] = facts
+        return lora, facts
 
     def delete(self, name: str) -> None:
         """Remove it. Raises `InvalidParameter` when there is none of that name."""
         with disk_faults():
             self._folder.file(self._folder.get(name).name).unlink(missing_ok=True)
 
-    def _write(self, file: Path, source: BinaryIO) -> None:
-        size = 0
-        with file.open("wb") as out:
-            while chunk := source.read(CHUNK):
-                size += len(chunk)
-                if size > self.max_bytes:
-                    raise TooLarge(f"the LoRA has more than {self.max_bytes >> 20} MiB", parameter="file")
-                self._files.room(len(chunk))
-                out.write(chunk)
-            out.flush()
-            os.fsync(out.fileno())
+    def _look(self, lora: Lora) -> LoraFacts | None:
+        """None: it is broken. Raises OSError."""
+        try:
+            return inspect(self._folder.file(lora.name))
+        except BadRequest:
+            return None
+
+    def _grow(self, written: int, more: int) -> None:
+        """So many bytes more of a file that has so many come in; fewer than none when it goes away again."""
+        with self._lock:
+            if more > 0:
+                self._check(written, more)
+            self._used += more
+
+    def _check(self, written: int, more: int) -> None:
+        if written + more > self.max_bytes:
+            raise TooLarge(f"the LoRA has more than {show_size(self.max_bytes)}", parameter="file")
+        if self._used + more > self._most_bytes:
+            raise _full(show_size(self._most_bytes), "--lora-bytes")
+        check_disk(self._path, more, self._min_free, "this LoRA")
+
+
+class IncomingLora:
+    """A file on its way, under a name that no request can say. It is made with its first bytes, and gone when it is
+    closed without having been given a name. `grow(written, more)` raises what speaks against more bytes."""
+
+    def __init__(self, place: Path, grow: Grow) -> None:
+        self.place, self._grow = place, grow
+        self._fd = -1
+        self._written = 0
+
+    def write(self, data: bytes) -> int:
+        """Append. Raises `TooLarge`, `StorageFull` or `StorageFailed`."""
+        self._grow(self._written, len(data))
+        self._written += len(data)
+        with disk_faults():
+            self._open()
+            rest = memoryview(data)
+            while rest:
+                rest = rest[os.write(self._fd, rest) :]
+        return len(data)
+
+    def flush(self) -> None:
+        """All of it is on the disk. Raises OSError."""
+        self._open()
+        os.fsync(self._fd)
+
+    def rename(self, place: Path) -> None:
+        """It is whole, and stays. Raises OSError."""
+        self.place.replace(place)
+        self._written = 0
+
+    def close(self) -> None:
+        """Gone, unless it has been given a name. A second time changes nothing."""
+        self._grow(0, -self._written)
+        self._written = 0
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+            self.place.unlink(missing_ok=True)
+
+    def _open(self) -> None:
+        if self._fd < 0:
+            self._fd = os.open(self.place, NEW, FILE_MODE)
+
+
+def _sizes(folder: Path) -> list[int]:
+    """Of all files in the folder, with those on their way. Raises OSError."""
+    with os.scandir(folder) as entries:
+        return [entry.stat().st_size for entry in entries if entry.is_file(follow_symlinks=False)]
+
+
+def _full(what: str, flag: str) -> StorageFull:
+    return StorageFull(
+        f"the folder of LoRAs has reached the {what} set for it; remove one that nobody needs "
+        f"(DELETE /api/v1/lora/NAME), or have the operator set {flag}",
+        retry_after=RETRY_AFTER,
+    )

@@ -121,5 +121,5 @@ async def test_what_a_dead_server_left_half_written_is_removed(tmp_path: Path, s
     folder.mkdir()
     (folder / f".{'0' * 32}").write_bytes(b"half")
     (folder / ".mine").write_bytes(b"a stranger's")
-    StoredLoras(folder, 1, server.engine._keeper.files)
+    StoredLoras(folder, 1, most=1, most_bytes=1, min_free=0)
     assert [file.name for file in folder.glob("*")] == [".mine"]

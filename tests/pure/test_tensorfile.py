@@ -1,4 +1,4 @@
-"""Headers of .safetensors files: whatever the format's own library refuses is refused, and every fault in a sentence."""
+"""Headers of .safetensors files: whatever the format's own library refuses is refused, and told in a sentence."""
 
 from __future__ import annotations
 
