@@ -25,7 +25,8 @@ from store.files import FileStore
 from store.jobs import JobStore
 from store.lock import FolderLock
 from store.loras import StoredLoras
-from store.saved import SavedImages
+from store.modes import open_to_others, tighten_all
+from store.saved import SAVED, SavedImages
 from workers.arena import Arena
 from workers.contract import WorkerPool
 from workers.devices import DevicePlan, available_cores, list_gpus, plan
@@ -34,6 +35,7 @@ from workers.pool import Pool, PoolConfig
 from workers.supervisor import SupervisorConfig
 
 log = structlog.get_logger("engine")
+LORAS = "loras"
 BUILT_IN = Path(__file__).resolve().parent.parent / "models" / "repository"
 PoolMaker = Callable[[Sequence[DevicePlan], Catalogue, Arena], WorkerPool]
 
@@ -58,7 +60,7 @@ def read_catalogue(settings: Settings) -> Catalogue:
 
 def lora_folder(settings: Settings) -> Path:
     """Where uploaded LoRAs lie."""
-    return settings.lora_folder or settings.outputs / "loras"
+    return settings.lora_folder or settings.outputs / LORAS
 
 
 def _with_loras(spec: ModelSpec, settings: Settings) -> ModelSpec:
@@ -80,6 +82,10 @@ def build(settings: Settings, make_pool: PoolMaker | None = None) -> Engine:
     catalogue = read_catalogue(settings)
     plans = plan_devices(settings)
     lock = FolderLock(settings.outputs)
+    for folder in (settings.outputs / SAVED, settings.outputs / LORAS):  # as an older server left them
+        tighten_all(folder)
+    if open_to_others(settings.outputs):
+        log.warning("other users of this host may look into the outputs folder, whose rights cannot be changed")
     files = FileStore(settings.outputs, min_free=settings.min_free_disk)
     jobs = JobStore(settings.outputs / "jobs.sqlite")
     try:

@@ -17,6 +17,7 @@ from uuid import uuid4
 
 from core.errors import StorageFull
 from store.faults import RETRY_AFTER, disk_faults
+from store.modes import FILE_MODE, make_folder, tighten, tighten_all
 from store.names import (
     EXTENSIONS,
     INPUTS,
@@ -49,10 +50,15 @@ class FileStore:
         self._temporary = self.root / TEMPORARY
         self._lock = threading.Lock()
         with disk_faults():
-            self._inputs.mkdir(parents=True, exist_ok=True)
-            self._temporary.mkdir(exist_ok=True)
+            make_folder(self.root)
+            for folder in (self._inputs, self._temporary):
+                if not make_folder(folder):
+                    tighten_all(folder)
             _flush_folder(self.root)
-            self._used = sum(entry.stat().st_size for _, entry in self._images())
+            self._used = 0
+            for _, entry in self._images():
+                tighten(entry.path)
+                self._used += entry.stat().st_size
 
     # --- writing ------------------------------------------------------------------------------------------------------
 
@@ -160,7 +166,7 @@ class FileStore:
                 for data in files.values():
                     temporaries.append(self._temporary / uuid4().hex)
                     _write(temporaries[-1], data)
-                new = folder != self.root and _make(folder)
+                new = folder != self.root and make_folder(folder)
                 for temporary, place in zip(temporaries, places, strict=True):
                     if self._rename(temporary, place):
                         placed.append(place)
@@ -222,7 +228,7 @@ def _free(folder: Path) -> int:
 
 
 def _write(file: Path, data: Data) -> None:
-    fd = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    fd = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, FILE_MODE)
     try:
         rest = memoryview(data).cast("B")
         while rest:
@@ -237,14 +243,6 @@ def _remove_leftover(leftover: Path) -> None:
         shutil.rmtree(leftover)
     else:
         leftover.unlink()
-
-
-def _make(folder: Path) -> bool:
-    try:
-        folder.mkdir()
-    except FileExistsError:
-        return False
-    return True
 
 
 def _flush_folder(folder: Path) -> None:

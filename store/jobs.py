@@ -17,7 +17,7 @@ from core.job import Job
 from core.states import State
 from store import codec, schema, sqlite
 from store.codec import Row
-from store.faults import database_faults
+from store.faults import database_faults, disk_faults
 from store.names import check_id, is_id
 from store.schema import facts, jobs
 from store.writer import GroupWriter, Write
@@ -54,6 +54,8 @@ class JobStore:
 
     def __init__(self, where: str | Path, *, busy_timeout: float = 10.0) -> None:
         self._path = _database_path(where)
+        with disk_faults():
+            sqlite.keep_private(self._path)
         self._engine = sqlite.open_writer(self._path, busy_timeout)
         self._readers = sqlite.open_readers(self._path, busy_timeout)
         try:

@@ -9,6 +9,7 @@ from types import TracebackType
 
 from core.errors import StorageFailed
 from store.faults import disk_faults
+from store.modes import FILE_MODE, make_folder, tighten
 
 LOCK = ".lock"
 
@@ -16,19 +17,22 @@ LOCK = ".lock"
 class FolderLock:
     """Holds the folder from construction to `close`. Raises `StorageFailed` when another server holds it.
 
-    The file stays when the lock goes: removing it would let two servers lock two files of the same name.
+    From then on no other user may look into it. The file stays when the lock goes: removing it would let two servers
+    lock two files of the same name.
     """
 
     def __init__(self, root: Path | str) -> None:
         try:
-            Path(root).mkdir(parents=True, exist_ok=True)
-            self._fd = os.open(Path(root) / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            make_folder(Path(root))
+            self._fd = os.open(Path(root) / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
         except OSError as fault:
             why = (fault.strerror or "unknown fault").lower()
             raise StorageFailed(f"the outputs folder cannot be used ({why}); set another one with --outputs") from None
         with disk_faults():
             try:
                 fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                tighten(root)
+                tighten(Path(root) / LOCK)
                 os.truncate(self._fd, 0)
                 os.pwrite(self._fd, str(os.getpid()).encode(), 0)
             except BlockingIOError:

@@ -13,6 +13,7 @@ from uuid import uuid4
 from core.errors import BadRequest, StorageFull
 from store.faults import disk_faults
 from store.files import FileStore
+from store.modes import make_file, make_folder
 
 SAVED = "saved"
 NAME = re.compile(r"[^./\\\0][^/\\\0]*")
@@ -36,7 +37,8 @@ class SavedImages:
         self._files.room(len(data))
         temporary = self._root / f".{uuid4().hex}"
         with self._lock, disk_faults():
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self._root)
+            make_folder(folder)
             used = sum(file.stat().st_size for file in self._root.rglob("*") if file.is_file())
             if used + len(data) > self._max_bytes:
                 raise StorageFull(
@@ -45,6 +47,7 @@ class SavedImages:
                     retry_after=3600.0,
                 )
             try:
+                make_file(temporary)
                 temporary.write_bytes(data)
                 temporary.replace(folder / name)
             finally:

@@ -8,12 +8,23 @@ from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event
 
+from store.modes import make_file, tighten
+
 WRITER = (
     "PRAGMA journal_mode = WAL",  # readers see the last commit while the next one is written
     "PRAGMA synchronous = FULL",  # a commit has reached the disk before it is told
     "PRAGMA journal_size_limit = 16777216",
 )
+BESIDE = ("", "-wal", "-shm", "-journal")  # what the database's files end in
 READER = ("PRAGMA query_only = ON",)
+
+
+def keep_private(path: Path) -> None:
+    """Have the database's file belong to its user alone, before it is opened: those beside it get its rights. Raises
+    OSError."""
+    make_file(path)
+    for ending in BESIDE:
+        tighten(f"{path}{ending}")
 
 
 def open_writer(path: Path, timeout: float) -> Engine:
