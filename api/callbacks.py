@@ -19,7 +19,8 @@ MOST = 32  # tries at a time
 MOST_OF_HOST = 4  # of these, to one host
 MOST_WAITING = 10_000  # callbacks that are under way, wait for their turn or pause
 MOST_WAITING_OF_HOST = 1_000  # of these, to one host
-PAUSES = 1.0, 5.0, 25.0  # seconds before the second try and those after it
+PAUSES = 1.0, 5.0, 25.0  # seconds before the second try and those after it, unless the host asks for more
+LONGEST_PAUSE = 600.0  # whatever it asks for
 
 
 @dataclass(slots=True)
@@ -48,10 +49,10 @@ class Callbacks:
             for pause in (*PAUSES, None):
                 last = pause is None or self._leaving().done()
                 async with host.turns, self._turns:  # who waits for a slow host takes nobody else's place
-                    taken = await fetch.post(url, body, reach=self._reach)
-                if taken is not None or last:
-                    return bool(taken)
-                await asyncio.wait({self._leaving()}, timeout=pause)
+                    told = await fetch.post(url, body, reach=self._reach)
+                if told.taken is not None or last:
+                    return bool(told.taken)
+                await asyncio.wait({self._leaving()}, timeout=min(max(pause or 0.0, told.after), LONGEST_PAUSE))
         raise AssertionError("not reached")
 
     def _waiting(self, name: str) -> int:

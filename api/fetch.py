@@ -2,30 +2,40 @@
 
 A stranger must not reach what only this host can reach. So a name is resolved here, every address is looked at, and the
 connection goes to just that address (a second look-up could give another one); each redirect is looked at anew; no
-proxy of the environment is used. Time, bytes and redirects are bounded.
+proxy of the environment is used. Time, bytes and redirects are bounded. Nor does an error tell a stranger which names
+there are in the network of this host: a name without an address and one that leads inside are told alike, and as late.
 """
 
 from __future__ import annotations
 
 import asyncio
+import email.utils
+import functools
 import ipaddress
-import socket
+import ssl
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import httpx
 
+from api.lookups import Address, Lookups
 from core import VERSION
 from core.errors import BadRequest, InvalidParameter, TooLarge
 
 Reach = Literal["off", "public", "any"]
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 FETCH_SECONDS = 20.0  # for a whole image, redirects included
 CALLBACK_SECONDS = 3.0
+REFUSAL_SECONDS = 1.0  # after which a name that leads nowhere is told; a look-up usually takes less
 MAX_REDIRECTS = 3
 MAX_URL = 2048
 UNREACHABLE = httpx.HTTPError, httpx.InvalidURL, UnicodeError  # the last: a name that IDNA cannot have
+LOOKUPS = Lookups()
 NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
@@ -33,6 +43,19 @@ class Unreachable(BadRequest):
     """Another host did not give what a request named."""
 
     code = "invalid_parameter"
+
+
+class NotAsked(Unreachable):
+    """A host that this server does not go to, told as one that cannot be reached."""
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What came of a callback. `taken`: True, False: it never will be, None: it may be tried again, best after so many
+    seconds as `after` says."""
+
+    taken: bool | None
+    after: float = 0.0
 
 
 def check_url(url: str, parameter: str, reach: Reach) -> str:
@@ -79,11 +102,12 @@ def public(address: Address) -> bool:
 
 
 class Pinned(httpx.AsyncHTTPTransport):
-    """Connects to an address that was looked at. `parameter` is named in refusals."""
+    """Connects to an address that was looked at. `parameter` is named in refusals, `trust` says whose certificates are
+    believed."""
 
-    def __init__(self, reach: Reach, parameter: str) -> None:
+    def __init__(self, reach: Reach, parameter: str, trust: ssl.SSLContext) -> None:
         # Connections are not kept: to the pool, hosts at one address would be the same.
-        super().__init__(limits=httpx.Limits(max_keepalive_connections=0), trust_env=False)
+        super().__init__(verify=trust, limits=httpx.Limits(max_keepalive_connections=0), trust_env=False)
         self._reach, self._parameter = reach, parameter
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
@@ -97,15 +121,13 @@ class Pinned(httpx.AsyncHTTPTransport):
         raise fault or httpx.ConnectError("the name has no address")
 
     async def _addresses(self, url: httpx.URL) -> list[Address]:
-        loop = asyncio.get_running_loop()
-        port = url.port or (443 if url.scheme == "https" else 80)
-        try:
-            found = await loop.getaddrinfo(url.raw_host.decode(), port, type=socket.SOCK_STREAM)
-        except (OSError, UnicodeError):  # the latter for a label that no name can have
-            raise httpx.ConnectError("the name cannot be resolved") from None
-        addresses = list(dict.fromkeys(ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found))
-        if self._reach != "any" and not all(map(public, addresses)):
-            raise _private(self._parameter)
+        began = time.monotonic()
+        addresses = await LOOKUPS.find(url.raw_host.decode(), url.port or (443 if url.scheme == "https" else 80))
+        inside = self._reach != "any" and not all(map(public, addresses))
+        if self._reach != "any" and (inside or not addresses):
+            await asyncio.sleep(began + REFUSAL_SECONDS - time.monotonic())
+        if inside:
+            raise NotAsked(_unreachable(self._parameter), parameter=self._parameter)
         return addresses
 
 
@@ -125,18 +147,32 @@ def _private(parameter: str) -> InvalidParameter:
     )
 
 
-def _client(reach: Reach, parameter: str, seconds: float, **more: Any) -> httpx.AsyncClient:
-    return httpx.AsyncClient(
-        transport=Pinned(reach, parameter), timeout=seconds, trust_env=False,
+def _unreachable(parameter: str) -> str:
+    return f"'{parameter}': its host cannot be reached; name one of the open internet that answers"
+
+
+@functools.cache
+def _trust() -> ssl.SSLContext:
+    """Made once, by a thread: reading all certificates takes longer than the event loop may be held up."""
+    return httpx.create_ssl_context(trust_env=False)
+
+
+@asynccontextmanager
+async def _client(reach: Reach, parameter: str, seconds: float, **more: Any) -> AsyncIterator[httpx.AsyncClient]:
+    trust = await asyncio.to_thread(_trust)
+    client = httpx.AsyncClient(
+        transport=Pinned(reach, parameter, trust), timeout=seconds, trust_env=False,
         headers={"user-agent": f"imagepool/{VERSION}", "accept-encoding": "identity"}, **more,
     )  # fmt: skip
+    async with client:
+        yield client
 
 
 async def fetch(url: str, parameter: str, *, reach: Reach, max_bytes: int) -> bytes:
     """What lies at an http(s) address. Raises `InvalidParameter` for an address that is not asked, `Unreachable` when
     the host does not give it, `TooLarge` above `max_bytes`."""
     check_url(url, parameter, reach)
-    data = bytearray()
+    data, why = bytearray(), _unreachable(parameter)
     try:
         async with (
             asyncio.timeout(FETCH_SECONDS),
@@ -147,24 +183,22 @@ async def fetch(url: str, parameter: str, *, reach: Reach, max_bytes: int) -> by
                 raise Unreachable(f"'{parameter}': its host answers {answer.status_code}", parameter=parameter)
             if answer.headers.get("content-encoding", "identity").lower() != "identity":
                 raise Unreachable(f"'{parameter}': its host sends it compressed", parameter=parameter)
+            why = f"'{parameter}': its host broke off, or took more than {FETCH_SECONDS:g} s"
             async for chunk in answer.aiter_raw():
                 data += chunk
                 if len(data) > max_bytes:
-                    raise TooLarge(f"'{parameter}': the file has more than {max_bytes} bytes", parameter=parameter)
-    except TimeoutError:
-        why = f"it did not arrive within {FETCH_SECONDS:g} s"
+                    raise TooLarge(f"'{parameter}' leads to more than {max_bytes} bytes", parameter=parameter)
+            return bytes(data)
     except httpx.TooManyRedirects:
-        why = f"its host redirects more than {MAX_REDIRECTS} times"
-    except UNREACHABLE:
-        why = "its host cannot be reached"
-    else:
-        return bytes(data)
-    raise Unreachable(f"'{parameter}': {why}", parameter=parameter)
+        why = f"'{parameter}': its host redirects more than {MAX_REDIRECTS} times"
+    except (TimeoutError, *UNREACHABLE):
+        pass
+    raise Unreachable(why, parameter=parameter)
 
 
-async def post(url: str, body: bytes, *, reach: Reach) -> bool | None:
-    """Send JSON to a callback address, once. True: the host took it; False: it never will (4xx, a redirect, an address
-    that is not asked); None: it may be tried again. What the host answers beside the status is not read."""
+async def post(url: str, body: bytes, *, reach: Reach) -> Told:
+    """Send JSON to a callback address, once. It is never taken after a 4xx or a redirect, or at an address that is not
+    asked. What the host answers beside the status and Retry-After is not read."""
     headers = {"content-type": "application/json"}
     try:
         async with (
@@ -174,9 +208,21 @@ async def post(url: str, body: bytes, *, reach: Reach) -> bool | None:
         ):
             pass
     except (TimeoutError, *UNREACHABLE):
-        return None
-    except InvalidParameter:
-        return False
+        return Told(None)
+    except (InvalidParameter, NotAsked):
+        return Told(False)
     if answer.status_code >= 500 or answer.status_code in (408, 425, 429):
-        return None
-    return answer.is_success
+        return Told(None, retry_after(answer.headers.get("retry-after", ""), time.time()))
+    return Told(answer.is_success)
+
+
+def retry_after(text: str, now: float) -> float:
+    """The seconds from `now` (since 1970) that a Retry-After header asks for, as a number or as a date; 0 for what is
+    neither."""
+    if text.isascii() and text.isdigit():
+        return float(text[:9])
+    try:
+        date = email.utils.parsedate_to_datetime(text[:64])
+        return max(0.0, (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - now)
+    except (ValueError, TypeError, OverflowError):
+        return 0.0

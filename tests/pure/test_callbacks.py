@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -89,7 +90,10 @@ async def test_so_many_at_a_time_and_few_to_one_host(receiver: Receiver) -> None
     assert sorted(map(int, receiver.heard)) == list(range(200)) and sender.under_way == 0 and not sender._hosts
 
 
-async def test_a_host_that_hangs_keeps_only_its_own_waiting(receiver: Receiver) -> None:
+async def test_a_host_that_hangs_keeps_only_its_own_waiting(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetch, "CALLBACK_SECONDS", 60.0)  # it hangs for as long as the test takes
     sender, _ = made()
     slow = [asyncio.create_task(sender.send(receiver.url(), b"slow")) for _ in range(100)]
     await until(lambda: receiver.now.total() == callbacks.MOST_OF_HOST)
@@ -122,6 +126,34 @@ async def test_who_pauses_holds_no_turn(receiver: Receiver, monkeypatch: pytest.
     assert await sender.send(receiver.url(), b"{}")
     leaving.set_result(None)  # now nobody pauses any more: one last try
     assert all(await asyncio.gather(*paused))
+
+
+@pytest.mark.parametrize(("asked", "paused"), [("300", 300.0), ("86400", 600.0), ("2", 5.0)])
+async def test_a_host_is_left_alone_for_as_long_as_it_asks_within_reason(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch, asked: str, paused: float
+) -> None:
+    monkeypatch.setattr(callbacks, "PAUSES", (5.0,))
+    pauses: list[float] = []
+
+    async def wait(leaving: Any, timeout: float) -> None:
+        pauses.append(timeout)
+
+    monkeypatch.setattr(callbacks, "asyncio", SimpleNamespace(wait=wait, Semaphore=asyncio.Semaphore))
+    sender, _ = made()
+    receiver.free.set()
+    receiver.answer = BUSY.replace(b"\r\n", b"\r\nretry-after: " + asked.encode() + b"\r\n", 1)
+    assert not await sender.send(receiver.url(), b"{}") and len(receiver.heard) == 2
+    assert pauses == [paused]
+
+
+async def test_a_stop_does_not_wait_for_as_long_as_a_host_asks(receiver: Receiver) -> None:
+    sender, leaving = made()
+    receiver.free.set()
+    receiver.answer = BUSY.replace(b"\r\n", b"\r\nretry-after: 500\r\n", 1)
+    sent = asyncio.create_task(sender.send(receiver.url(), b"{}"))
+    await until(lambda: bool(receiver.heard))
+    leaving.set_result(None)
+    assert not await sent and len(receiver.heard) == 2, "one last try"
 
 
 async def test_after_the_last_try_it_is_given_up(receiver: Receiver) -> None:
