@@ -9,9 +9,10 @@ causes is told to the pages at its address. (IOPaint tells everybody everything.
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import secrets
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -29,6 +30,7 @@ PING_EVERY = 25.0  # seconds, as IOPaint has it
 PING_TIMEOUT = 20.0
 MAX_PAYLOAD = 1_000_000
 MAX_SESSIONS = 1000
+MAX_OF_BROWSER = 32  # of these, with one cookie
 KEPT = 64  # packets that may wait for a page which does not poll
 SEPARATOR = "\x1e"
 FAULTS = {
@@ -39,8 +41,9 @@ FAULTS = {
 
 @dataclass(slots=True)
 class Session:
-    """One open page. `browser` is its cookie, `peer` the address it comes from. `turn` counts its polls: only the last
-    one is answered with packets. `moving`: from polling to a web socket, `moved`: it has done so."""
+    """One open page. `browser` is its cookie, `peer` the address it comes from, `network` that of its client. `turn`
+    counts its polls: only the last one is answered with packets. `moving`: from polling to a web socket, `moved`: it
+    has done so."""
 
     id: str
     browser: str
@@ -48,6 +51,7 @@ class Session:
     tenant: str
     seen: float
     ping_at: float
+    network: str
     packets: deque[str] = field(default_factory=lambda: deque(maxlen=KEPT))
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     connected: bool = False
@@ -97,16 +101,20 @@ class Events:
                 session.send(packet)
 
     def open(self, request: HTTPConnection) -> Session:
-        """A new session; those that nobody polls any more are forgotten."""
+        """A new session; those that nobody polls any more are forgotten, and one of whoever has too many."""
         now = self._clock()
         for session in [old for old in self._sessions.values() if now - old.seen > PING_EVERY + PING_TIMEOUT]:
             self.forget(session)
-        if len(self._sessions) >= MAX_SESSIONS:
-            self.forget(min(self._sessions.values(), key=lambda old: old.seen))
         browser = request.cookies.get(COOKIE) or secrets.token_urlsafe(16)
+        peer, tenant = peer_of(request), caller(request).tenant
         made = Session(
-            secrets.token_urlsafe(16), browser[:64], peer_of(request), caller(request).tenant, now, now + PING_EVERY
+            secrets.token_urlsafe(16), browser[:64], peer, tenant, now, now + PING_EVERY, network_of(peer)
         )
+        others = list(self._sessions.values())
+        if len(same := [old for old in others if old.browser == made.browser]) >= MAX_OF_BROWSER:
+            self.forget(min(same, key=lambda old: old.seen))
+        elif len(others) >= MAX_SESSIONS:
+            self.forget(_surplus(others, made))
         self._sessions[made.id] = made
         return made
 
@@ -167,6 +175,25 @@ class Events:
         session.closed = True
         session.changed.set()
         self._sessions.pop(session.id, None)
+
+
+def _surplus(others: list[Session], newcomer: Session) -> Session:
+    """The one that has to go: of the tenant that has the most, of its network with the most, of its browser with the
+    most, the one not heard of for the longest. Where the newcomer's has as many as any other, it is that one."""
+    for mark in ("tenant", "network", "browser"):
+        marks = [getattr(one, mark) for one in (newcomer, *others)]
+        most, _ = Counter(marks).most_common(1)[0]  # of equals the first
+        others = [one for one, of in zip(others, marks[1:], strict=True) if of == most] or others
+    return min(others, key=lambda one: one.seen)
+
+
+def network_of(peer: str) -> str:
+    """What one client may have many addresses of: of IPv6 the first 64 bits."""
+    try:
+        address = ipaddress.ip_address(peer)
+    except ValueError:
+        return peer
+    return peer if address.version == 4 else str(ipaddress.ip_network((address, 64), strict=False))
 
 
 def peer_of(request: HTTPConnection) -> str:

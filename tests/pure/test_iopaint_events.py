@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +16,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from api import iopaint_events
+from api.auth import Caller
 from api.iopaint_events import KEPT, MAX_SESSIONS, PING_EVERY, PING_TIMEOUT, Events
 from tests.process.door_kit import listen
 from tests.pure.dialect_kit import KEY, Server, keys_file, until
@@ -165,9 +166,9 @@ async def test_a_page_that_leaves_is_forgotten(tmp_path: Path) -> None:
         assert answer.status_code == 400 and answer.json()["code"] == 1
 
 
-def request(address: str = "10.0.0.1", **cookies: str) -> Any:
-    client = SimpleNamespace(host=address)
-    return SimpleNamespace(cookies=cookies, client=client, scope={}, query_params={})
+def request(address: str = "10.0.0.1", tenant: str = "anonymous", **cookies: str) -> Any:
+    client, scope = SimpleNamespace(host=address), {"caller": Caller(tenant)}
+    return SimpleNamespace(cookies=cookies, client=client, scope=scope, query_params={})
 
 
 async def test_sessions_and_their_packets_are_bounded() -> None:
@@ -184,6 +185,35 @@ async def test_sessions_and_their_packets_are_bounded() -> None:
     now = PING_EVERY + PING_TIMEOUT + 1
     events.open(request())
     assert len(events) == 1
+
+
+FLOODS = {
+    "tenant": lambda n: {"address": f"10.1.{n >> 8}.{n & 255}", "tenant": "zenith"},
+    "address": lambda n: {"address": "10.0.0.2", "imagepool_page": f"other{n}"},
+    "network": lambda n: {"address": f"2001:db8::{n:x}"},
+    "browser": lambda n: {"imagepool_page": "greedy"},
+}
+
+
+@pytest.mark.parametrize("flood", FLOODS.values(), ids=FLOODS)
+async def test_one_s_handshakes_end_nobody_else_s_pages(flood: Callable[[int], dict[str, str]]) -> None:
+    now = 0.0
+    events = Events(SimpleNamespace(), lambda: now)  # type: ignore[arg-type]
+    pages = [events.open(request(tenant="acme", imagepool_page=f"page{number}")) for number in range(3)]
+    now = 1.0
+    for number in range(2 * MAX_SESSIONS):
+        events.open(request(**{"tenant": "acme", **flood(number)}))
+    assert not any(page.closed for page in pages) and len(events) <= MAX_SESSIONS
+
+
+async def test_a_full_house_lets_a_newcomer_in(tmp_path: Path) -> None:
+    events = Events(SimpleNamespace(), lambda: 0.0)  # type: ignore[arg-type]
+    for number in range(MAX_SESSIONS):
+        events.open(request(address=f"10.1.{number >> 8}.{number & 255}", tenant="zenith"))
+    made = [events.open(request(tenant="acme")) for _ in range(MAX_SESSIONS // 2)]
+    assert not any(page.closed for page in made) and len(events) == MAX_SESSIONS
+    events.open(request(tenant="acme"))
+    assert made[0].closed, "as many as the other has, and no more"
 
 
 async def test_a_page_that_hears_much_is_pinged_too(tmp_path: Path) -> None:
