@@ -48,7 +48,7 @@ def dress(error: ImagePoolError, request_id: str) -> tuple[int, dict[str, Any]]:
         case "invalid_parameter":
             return 400, {"detail": error.message}
         case "too_large":
-            return 413, {"detail": error.message if error.message.startswith(TOO_LARGE) else TOO_LARGE}
+            return 413, {"detail": f"{TOO_LARGE}: {error.message}" if "pixels" in error.details else TOO_LARGE}
         case "job_not_found":
             return 404, {"detail": "Request not found"}
         case "result_gone":
@@ -241,10 +241,7 @@ async def read_file(upload: UploadFile, max_pixels: int) -> ImagePart:
     """The image. Its size is looked at before its format; raises `TooLarge`, `InvalidImage`, `UnsupportedImage`."""
     if (upload.size or 0) > MAX_FILE:
         raise TooLarge(TOO_LARGE)
-    try:
-        return read_image(await upload.read(), max_pixels=max_pixels)
-    except TooLarge as fault:
-        raise TooLarge(f"{TOO_LARGE}: {fault.message}") from None
+    return read_image(await upload.read(), max_pixels=max_pixels)
 
 
 class _Devices:

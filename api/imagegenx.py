@@ -33,7 +33,7 @@ from api.run import Watch
 from api.submission import check_counts
 from core.errors import ImagePoolError, InvalidParameter, JobNotFound, Overloaded
 from core.model import ModelSpec
-from core.request import ImagePart, ImageRequest, OutputFormat, Role
+from core.request import ImagePart, ImageRequest, OutputFormat, Role, unseen
 from core.settings import Settings
 from engine.engine import Engine
 
@@ -115,7 +115,7 @@ class Reader:
             client["then"] = self._enlarge(params.postprocess.scale, output)
             output = OutputFormat()
         priority = who.grant(read_priority(asked.priority))
-        return [
+        found = [
             ImageRequest(
                 model=spec.name,
                 images=images,
@@ -128,6 +128,16 @@ class Reader:
             )
             for text in texts
         ]
+        for first in found:
+            self._check_second(spec, first)
+        return found
+
+    def _check_second(self, spec: ModelSpec, first: ImageRequest) -> None:
+        """Raise `TooLarge` now for a second job that would be refused when the first is done."""
+        if then := first.client.get("then"):
+            spec.check_size(first.frame, first.params)
+            made = unseen(*spec.canvas(first.frame, first.params))
+            self._engine.catalogue[then["model"]].check_size(made, then["params"])
 
     def _enlarge(self, scale: int, output: OutputFormat) -> dict[str, Any]:
         """What the second job of a task is to be, as plain data."""

@@ -85,7 +85,10 @@ class Counter:
             remover = openai_cutouts.remover(self._engine.offered, asked.output_format)
         spec = self._spec(asked, found, tasks)
         images = read_parts(spec, found, file_limit(caller(request), self._settings), self._settings.max_pixels)
-        return Order(asked, kind, tuple(self._requests(request, asked, spec, images)), remover)
+        requests = tuple(self._requests(request, asked, spec, images))
+        if remover is not None:
+            openai_cutouts.check_size(requests[0], spec, remover)
+        return Order(asked, kind, requests, remover)
 
     def _spec(self, asked: ImagesRequest, found: Submission, tasks: Sequence[str]) -> ModelSpec:
         """The model. One that was named and is offered serves, or says what it does not take."""

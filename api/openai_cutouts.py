@@ -12,7 +12,7 @@ from api.images import read_image
 from core.errors import InvalidParameter, UnknownModel
 from core.job import Job
 from core.model import Catalogue, ModelSpec
-from core.request import ImageRequest, OutputFormat
+from core.request import ImageRequest, OutputFormat, unseen
 from engine.engine import Engine
 
 REMOVE = "background_remove"
@@ -33,6 +33,12 @@ def remover(catalogue: Catalogue, format: str) -> ModelSpec:
             f"Transparent backgrounds need a model that cuts subjects out ({REMOVE}), and this server offers none; "
             "leave 'background' out.", parameter="background"
         ) from None
+
+
+def check_size(wanted: ImageRequest, drawer: ModelSpec, remover: ModelSpec) -> None:
+    """Raise `TooLarge` before anything is drawn that could not be cut out."""
+    drawer.check_size(wanted.frame, wanted.params)
+    remover.check_size(unseen(*drawer.canvas(wanted.frame, wanted.params)), remover.check_params({}))
 
 
 def first(request: ImageRequest) -> ImageRequest:

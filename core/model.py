@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from core.errors import InvalidParameter, UnknownModel
+from core.errors import InvalidParameter, TooLarge, UnknownModel
 from core.recipe import read_recipe
 from core.request import ROLES, ImagePart
 from core.ticket import Group
@@ -116,7 +116,8 @@ class ModelSpec:
     max_batch: the most items of one batch at any size. timeout: seconds one batch may run before the worker counts as
     hung. pad: heights and widths are padded up to a multiple of it inside the adapter. needs_mask: takes image + mask.
     raw: the adapter gets and gives encoded bytes (no codec runs). work: cost relative to other models. scale_param:
-    the parameter by which width and height grow. max_output_pixels: bound on the result. preload: loaded before the
+    the parameter by which width and height grow. max_output_pixels: a request for a larger result is refused; the
+    server's own bound may be lower. preload: loaded before the
     worker says it is ready (the others load at their first batch). mixed_sizes: the adapter takes images of different
     sizes in one batch. weights: the file without which the model is not offered.
     takes: by role, the least and the most images of a request, where that is not one image (and one mask with
@@ -138,7 +139,7 @@ class ModelSpec:
     raw: bool = False
     work: float = 1.0
     scale_param: str | None = None
-    max_output_pixels: int = 100_000_000
+    max_output_pixels: int = 1 << 30
     preload: bool = True
     mixed_sizes: bool = False
     weights: Weights | None = None
@@ -206,6 +207,24 @@ class ModelSpec:
             height = height or image.header.upright_height * scale
             width = width or image.header.upright_width * scale
         return height or self.side, width or self.side
+
+    def check_size(self, image: ImagePart | None, params: Mapping[str, Any]) -> None:
+        """Raise `TooLarge` when the result would have more than `max_output_pixels`."""
+        height, width = self.canvas(image, params)
+        if height * width <= self.max_output_pixels:
+            return
+        if self.scale(params) > 1:
+            cure, parameter = "send a smaller image, or ask for a smaller " + str(self.scale_param), self.scale_param
+        elif params.get("width") or params.get("height"):
+            cure, parameter = "ask for a smaller width and height", "width"
+        else:
+            cure, parameter = "send a smaller image", "image"
+        raise TooLarge(
+            f"the result would have {width} × {height} = {width * height:,} pixels; model '{self.name}' gives at most "
+            f"{self.max_output_pixels:,}, {cure}",
+            parameter=parameter, width=width, height=height, pixels=width * height,
+            max_output_pixels=self.max_output_pixels,
+        )  # fmt: skip
 
     def group(
         self, image: ImagePart | None, params: Mapping[str, Any], caps: Sequence[tuple[int, int]]

@@ -47,6 +47,11 @@ class ImagePart:
     size: int  # bytes, encoded
 
 
+def unseen(height: int, width: int) -> ImagePart:
+    """An image that is yet to be made: what a second job will be given."""
+    return ImagePart("image", b"", ImageHeader("png", width, height), 0)
+
+
 Corner = Literal["top-left", "top-right", "bottom-left", "bottom-right", "center"]
 
 

@@ -98,6 +98,8 @@ class Settings(BaseSettings):
     cors_origins: Words = setting("Network", (), "Web origins that browsers may call from (none named: only our own).")
     max_body: Size = setting("Network", 64 * MIB, "Largest request body.", ge=1024)
     max_pixels: Count = setting("Network", 25_000_000, "Most pixels of an input image, read from its header.", ge=1)
+    max_output_pixels: Count = setting(
+        "Network", 100_000_000, "Most pixels of a result, told from the request; a model's file may say less.", ge=1)
     header_timeout: Duration = setting("Network", 10.0, "How long a client may take to send its headers.", gt=0)
     body_timeout: Duration = setting("Network", 30.0, "Longest silence while a client sends its body.", gt=0)
     fetch: Literal["off", "public", "any"] = setting(

@@ -50,7 +50,7 @@ def read_catalogue(settings: Settings) -> Catalogue:
     for spec in Catalogue.read([BUILT_IN, *([more] if more else [])], settings.models):
         lacking = spec.lacks()
         if lacking is None:
-            offered.append(_with_loras(spec.with_weights(), settings))
+            offered.append(_bounded(_with_loras(spec.with_weights(), settings), settings))
         elif spec.name in settings.models:
             raise ValueError(f"model '{spec.name}' cannot be offered: {lacking}")
         else:
@@ -68,6 +68,10 @@ def _with_loras(spec: ModelSpec, settings: Settings) -> ModelSpec:
     if "lora_name" not in spec.params or "lora_folder" in spec.options:
         return spec
     return replace(spec, options={**spec.options, "lora_folder": str(lora_folder(settings).resolve())})
+
+
+def _bounded(spec: ModelSpec, settings: Settings) -> ModelSpec:
+    return replace(spec, max_output_pixels=min(spec.max_output_pixels, settings.max_output_pixels))
 
 
 def plan_devices(settings: Settings) -> list[DevicePlan]:

@@ -22,6 +22,7 @@ from core.errors import (
     NoDevice,
     Overloaded,
     StorageFull,
+    TooLarge,
     UnknownModel,
     from_info,
 )
@@ -190,10 +191,14 @@ class Engine:
             return self.catalogue
         return Catalogue([spec for spec in self.catalogue if not self.refusal(spec.name)])
 
-    def _served(self, name: str) -> ModelSpec:
-        if why := self.refusal(name):
+    def _served(self, request: ImageRequest) -> ModelSpec:
+        """The model of a request that can be served. Raises `UnknownModel`, `ModelFailed`, or `TooLarge` for a result
+        of more pixels than the model gives."""
+        if why := self.refusal(request.model):
             raise ModelFailed(f"{why}; its operator can mend that and restart the server")
-        return self.catalogue[name]
+        spec = self.catalogue[request.model]
+        spec.check_size(request.frame, request.params)
+        return spec
 
     async def submit(self, request: ImageRequest, permit: Permit | None = None) -> Job:
         """Accept a durable request: on return it is on disk. With an `idempotency_key` an equal earlier request's job
@@ -204,7 +209,7 @@ class Engine:
 
     async def _submit(self, request: ImageRequest, permit: Permit) -> Job:
         with permit:
-            spec = self._served(request.model)
+            spec = self._served(request)
             try:
                 self._keeper.check_room()
                 async with self._keeper.once(request) as duplicate:
@@ -234,7 +239,7 @@ class Engine:
         """Run a request that lives as long as its client waits: submit, wait, result. Cancelling this coroutine cancels
         the job at once. `heard(fraction)` is told of progress, `seen(jpeg)` gets the previews, where the request asks
         for them. Raises the job's own error when it failed."""
-        spec = self._served(request.model)
+        spec = self._served(request)
         with permit or self.admit(sum(image.size for image in request.images), request.tenant) as permit:
             if self.draining:  # it began while the body was read
                 raise draining_error()
@@ -367,7 +372,8 @@ class Engine:
         try:
             spec = self.catalogue[job.request.model]
             job.request = replace(job.request, params=spec.check_params(job.request.params))
-        except (UnknownModel, InvalidParameter) as fault:  # the model has gone or changed since
+            spec.check_size(job.request.frame, job.request.params)
+        except (UnknownModel, InvalidParameter, TooLarge) as fault:  # the model has gone or changed since
             spec = ModelSpec(job.request.model, "", "")
             live = Live(job, spec, Ticket(job.id, spec.group(job.request.frame, {}, ())), grant,
                         self._loop.create_future())

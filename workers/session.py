@@ -490,6 +490,8 @@ def check_output(image: np.ndarray | None, item: Item, spec: ModelSpec) -> np.nd
         if np.issubdtype(image.dtype, np.floating) and not np.isfinite(image).all():
             raise BadOutput(f"model '{spec.name}' answered NaN instead of an image; try another seed or fewer effects")
         raise BadOutput(f"model '{spec.name}' answered {image.dtype} samples instead of 8-bit ones")
+    if image.ndim >= 2 and image.shape[0] * image.shape[1] > spec.max_output_pixels:
+        raise BadOutput(f"model '{spec.name}' answered more than the {spec.max_output_pixels:,} pixels that it may")
     wanted = item.size
     if image.shape[:2] != wanted or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (3, 4))):
         raise BadOutput(f"model '{spec.name}' answered an array of shape {image.shape} for an image of {wanted}")
