@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from models.base import Adapter, Item, Output
+from models.checkpoint import in_parts
 from models.filters import reduced, wide_blur
 from models.saliency import foreground
 from models.tensors import to_float, to_uint8
@@ -29,9 +30,9 @@ class BackgroundRemove(Adapter):
         self.run([Item({}, image)])
 
     @torch.inference_mode()
-    def run(self, items: Sequence[Item]) -> list[Output]:
+    def run(self, items: Sequence[Item]) -> list[Output | Exception]:
         """The cut is a global problem per picture (regions, colour models), so items are solved one after another."""
-        return [self._cut(item) for item in items]
+        return in_parts(([item] for item in items), lambda part: [self._cut(item) for item in part])
 
     def _cut(self, item: Item) -> Output:
         image = to_float([item], self.device)

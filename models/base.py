@@ -63,7 +63,8 @@ class DoesNotFit(OutOfMemory):
 
 
 class Adapter(ABC):
-    """One model on one device. Constructors build, `load` loads, `prepare` looks ahead, `run` runs."""
+    """One model on one device. Constructors build, `load` loads, `prepare` looks ahead, `run` runs. What runs for long
+    calls `models.checkpoint.checkpoint()` between its parts, so that a client that left does not keep the device."""
 
     def __init__(self, options: Mapping[str, Any], device: torch.device) -> None:
         self.options = options

@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from core.errors import Cancelled, OutOfMemory
+from core.errors import OutOfMemory
 from models.base import Adapter, Item, Output
+from models.checkpoint import cancelled
 
 NO_MEMORY = ("out of memory", "ALLOC_FAILED", "can't allocate memory")
 
@@ -202,7 +203,7 @@ class _Parked:
             return False
         if self.running.item.cancelled():
             self.running.run.close()
-            self.running.finish(Cancelled("the job was cancelled while it ran"))
+            self.running.finish(cancelled())
             return False
         return True
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from core.errors import Cancelled
 from models.base import Adapter, Item, Output
+from models.checkpoint import cancelled
 from models.hd_strategy import Piece, Strategy, fill
 
 MAX_RADIUS = 100  # OpenCV's own bound
@@ -32,7 +32,7 @@ class Cv2Inpaint(Adapter):
                 fillings = []
                 for piece in pieces:
                     if item.cancelled():
-                        return Cancelled("the job was cancelled while it ran")
+                        return cancelled()
                     fillings.append(_inpaint(piece, str(item.params["cv2_flag"]), int(item.params["cv2_radius"])))
                 pieces = filling.send(fillings)
         except StopIteration as end:

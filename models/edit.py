@@ -15,6 +15,7 @@ from torch import Tensor
 from core.recipe import Operation, read_recipe
 from core.vocabulary import STAGES
 from models.base import Adapter, Item, Output
+from models.checkpoint import in_parts
 from models.effects import EFFECTS
 from models.fields import Grid, mix_seed
 from models.filters import resize
@@ -33,19 +34,17 @@ class Edit(Adapter):
         self.run([Item({"prompt": "sunset", "steps": 10}, np.full((32, 32, 3), 128, np.uint8))])
 
     @torch.inference_mode()
-    def run(self, items: Sequence[Item]) -> list[Output]:
+    def run(self, items: Sequence[Item]) -> list[Output | Exception]:
         """Raises `InvalidParameter` when a prompt is not understood."""
+        return in_parts(chunks(items), self._run_part)
+
+    def _run_part(self, items: Sequence[Item]) -> list[Output]:
         recipes = [read_recipe(item.params["prompt"], item.params.get("negative_prompt", "")) for item in items]
-        done: list[Output] = []
-        for chunk in chunks(items):
-            own = recipes[len(done) : len(done) + len(chunk)]
-            batch = to_float(chunk, self.device)
-            result = to_uint8(self._edit(batch, chunk, own))
-            done += [
-                Output(_with_turned_alpha(image, item, recipe), facts={"recipe": [step.plain() for step in recipe]})
-                for image, item, recipe in zip(result, chunk, own, strict=True)
-            ]
-        return done
+        result = to_uint8(self._edit(to_float(items, self.device), items, recipes))
+        return [
+            Output(_with_turned_alpha(image, item, recipe), facts={"recipe": [step.plain() for step in recipe]})
+            for image, item, recipe in zip(result, items, recipes, strict=True)
+        ]
 
     def _edit(self, batch: Tensor, items: Sequence[Item], recipes: Sequence[Sequence[Operation]]) -> Tensor:
         """By working size: items whose `max_side` makes them smaller are edited small and enlarged again."""

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.base import Adapter, Item, Output
+from models.checkpoint import checkpoint, in_parts
 from models.tensors import blur, guided_filter, per_item, rgb_to_ycbcr, stack, to_uint8, ycbcr_to_rgb
 from models.wishes import granted
 
@@ -32,19 +33,16 @@ class Enhance(Adapter):
     def warm_up(self) -> None:
         self.run([Item({"strength": 0.3, "guidance": 7.5}, np.zeros((64, 64, 3), np.uint8))])
 
-    def run(self, items: Sequence[Item]) -> list[Output]:
+    def run(self, items: Sequence[Item]) -> list[Output | Exception]:
         """Outputs of the items' size."""
         items = granted(items, self.device)
-        images = [item.image for item in items if item.image is not None]
-        height, width = images[0].shape[:2]
+        assert items[0].image is not None
+        height, width = items[0].image.shape[:2]
         size = max(1, (TILE + 2 * MARGIN) ** 2 // (height * width))
-        return [
-            Output(result)
-            for start in range(0, len(items), size)
-            for result in self._run_part(items[start : start + size], images[start : start + size])
-        ]
+        return in_parts((items[start : start + size] for start in range(0, len(items), size)), self._run_part)
 
-    def _run_part(self, items: Sequence[Item], images: Sequence[np.ndarray]) -> list[np.ndarray]:
+    def _run_part(self, items: Sequence[Item]) -> list[Output]:
+        images = [item.image for item in items if item.image is not None]
         batch = stack(images, self.device)
         height, width = batch.shape[2:]
         numbers = torch.zeros(0, device=self.device)
@@ -54,8 +52,7 @@ class Enhance(Adapter):
         results = [np.empty_like(image) for image in images]
         corners = [(y, x) for y in range(0, height, TILE) for x in range(0, width, TILE)]
         for done, (y, x) in enumerate(corners, 1):
-            if all(item.cancelled() for item in items):
-                break
+            checkpoint()
             top, left = max(0, y - MARGIN), max(0, x - MARGIN)
             tile = batch[:, :, top : y + TILE + MARGIN, left : x + TILE + MARGIN].contiguous().float().div_(255)
             tile = enhance(tile, strength, guidance, noise, tones)
@@ -64,7 +61,7 @@ class Enhance(Adapter):
                 result[y : y + TILE, x : x + TILE] = pixels
             for item in items:
                 item.report(done / len(corners))
-        return results
+        return [Output(result) for result in results]
 
 
 def enhance(rgb: Tensor, strength: Tensor, guidance: Tensor, noise: Tensor, tones: Tensor) -> Tensor:
@@ -110,6 +107,7 @@ def local_laplacian(luma: Tensor, gain: Tensor, noise: Tensor) -> Tensor:
     bands = [torch.zeros_like(guide) for guide in guides[:-1]]
     floor = noise * noise * 4 + 1e-8
     for shade in (number / (SHADES - 1) for number in range(SHADES)):
+        checkpoint()
         distance = luma - shade
         square = distance * distance
         level = luma + distance * torch.exp(square / (-2 * DETAIL * DETAIL)) * (square / (square + floor)) * gain

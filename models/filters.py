@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.checkpoint import checkpoint
 from models.scene import strips
 from models.tensors import blur, box, luminance, pad
 
@@ -87,6 +88,7 @@ def kuwahara(batch: Tensor, radius: int) -> Tensor:
     total = torch.zeros_like(batch)
     share = torch.zeros_like(spread)
     for dy, dx in offsets:
+        checkpoint()
         y, x = radius + dy, radius + dx
         part = weight[:, :, y : y + h, x : x + w]
         total += mean[:, :, y : y + h, x : x + w] * part
@@ -128,6 +130,7 @@ def along(batch: Tensor, flow: Tensor, reach: int, step: float = 1.0) -> Tensor:
     for way in (step, -step):
         at, heading = start, flow * way
         for number in range(1, reach + 1):
+            checkpoint()
             at = at + heading
             grid = ((at * 2 + 1) / size - 1).permute(0, 2, 3, 1)
             seen = F.grid_sample(both, grid, mode="bilinear", padding_mode="border", align_corners=False)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from models.base import Adapter, Item, Output
+from models.checkpoint import Abandoned, cancelled, checkpoint, wanted_for
 from models.patchmatch import Level, complete, dilate, mix, pull_push, pyramid
 from models.tensors import stack
 
@@ -36,21 +37,25 @@ class Inpaint(Adapter):
         mask[24:40, 24:40] = 255
         self.run([Item({"seed": 0, "patch": 5, "quality": 1}, image, mask)])
 
-    def run(self, items: Sequence[Item]) -> list[Output]:
-        """Outputs of the items' size. Items that share patch and quality are searched together."""
+    def run(self, items: Sequence[Item]) -> list[Output | Exception]:
+        """Outputs of the items' size, `Cancelled` in place of those that nobody wants any more. Items that share patch
+        and quality are searched together."""
         images = [item.image for item in items if item.image is not None]
         blank = np.zeros(images[0].shape[:2], np.uint8)
         masks = [blank if item.mask is None else _sharpened(item.mask, item.params) for item in items]
         rgb = stack(images, self.device)
         hole = stack(masks, self.device)[:, 0] >= NOISE
         fillings = self._fill(items, rgb, hole)
-        outputs = []
-        for image, mask, filling in zip(images, masks, fillings, strict=True):
-            outputs.append(Output(image.copy() if filling is None else _blend(image, mask, filling)))
+        outputs: list[Output | Exception] = []
+        for item, image, mask, filling in zip(items, images, masks, fillings, strict=True):
+            if item.cancelled():
+                outputs.append(cancelled())
+            else:
+                outputs.append(Output(image.copy() if filling is None else _blend(image, mask, filling)))
         return outputs
 
     def _fill(self, items: Sequence[Item], rgb: Tensor, hole: Tensor) -> list[np.ndarray | None]:
-        """uint8 H x W x 3 per item, None where there is nothing to fill."""
+        """uint8 H x W x 3 per item, None where there is nothing to fill, or nobody who wants it."""
         fillings: list[np.ndarray | None] = [None] * len(items)
         plans: dict[tuple[int, ...], list[int]] = defaultdict(list)
         sizes = hole.flatten(1).sum(1).tolist()
@@ -70,7 +75,12 @@ class Inpaint(Adapter):
             for (start, stop), rows in groups.items():
                 some = [items[numbers[row]] for row in rows]
                 part = [Level(level.planes[rows], level.hole[rows]) for level in levels]
-                filled = self._run_group(some, part, patch, quality, start, stop)
+                try:
+                    with wanted_for(some):
+                        checkpoint()
+                        filled = self._run_group(some, part, patch, quality, start, stop)
+                except Abandoned:
+                    continue
                 pixels = filled.permute(0, 2, 3, 1).contiguous().cpu().numpy()
                 for row, filling in zip(rows, pixels, strict=True):
                     fillings[numbers[row]] = filling
@@ -90,10 +100,7 @@ class Inpaint(Adapter):
             for item in items:
                 item.report(fraction)
 
-        def stopped() -> bool:
-            return all(item.cancelled() for item in items)
-
-        return complete(levels, patch, mix(folded), quality, start, stop, report, stopped)
+        return complete(levels, patch, mix(folded), quality, start, stop, report)
 
 
 def _starts(levels: list[Level], patch: int) -> list[int]:

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.checkpoint import checkpoint
 from models.tensors import box
 
 CHUNK = 8_192  # patches compared at a time: 49 taps x 4 planes x float32 of them stay near the cache
@@ -53,6 +54,7 @@ def pull_push(planes: Tensor, known: Tensor) -> Tensor:
 
     `planes` float N x C x H x W of whole numbers, `known` float N x 1 x H x W of 0 and 1; known pixels come back as
     they are. An item of which nothing is known comes back as its own mean."""
+    checkpoint()
     if planes.shape[2] * planes.shape[3] == 1:
         return planes
     weight = halve(known)
@@ -175,6 +177,7 @@ class Canvas:
         good = (found != self.sources) | (self.distance == FAR)
         good &= self.valid.index_select(0, found.clamp(0, len(self.valid) - 1))
         for rows in good.nonzero()[:, 0].split(CHUNK):
+            checkpoint()
             offered = found[rows]
             distance = self.patches(self.targets[rows]).sub_(self.patches(offered)).square_().sum(1)
             nearer = distance < self.distance[rows]
@@ -217,6 +220,7 @@ class Canvas:
         total = torch.zeros(len(pixels), 4, device=pixels.device)
         share = torch.full((len(pixels), 1), 0.0 if weights is not None else FAR * 2, device=pixels.device)
         for offset in self.offsets:
+            checkpoint()
             row = self.index.index_select(0, (pixels - offset).clamp_(0, len(self.index) - 1))
             absent, row = row < 0, row.clamp_min_(0)
             proposal = self.packed.index_select(0, self.sources.index_select(0, row) + offset)
@@ -268,6 +272,7 @@ class Canvas:
             patches = self.patches(sources).sub_(128).T
             squares = patches * patches
             for part in rows.split(512):
+                checkpoint()
                 centres = self.targets[part]
                 known = trusted.index_select(0, (centres[:, None] + self.offsets).flatten()).float()
                 known = known.view(len(part), len(self.offsets))
@@ -324,12 +329,11 @@ def complete(
     start: int,
     stop: int,
     report: Callable[[float], None],
-    stopped: Callable[[], bool],
 ) -> Tensor:
     """The picture with its holes filled, uint8 N x 3 x H x W.
 
     `start` is the first, coarsest level, on which every item has sources; levels finer than `stop` only copy along the
-    field of level `stop`. `report` is told the fraction done; once `stopped()` is true, it comes to its end quickly."""
+    field of level `stop`. `report` is told the fraction done."""
     coarse: Canvas | None = None
     for depth in range(start, -1, -1):
         canvas = Canvas(levels[depth], patch, seeds)
@@ -340,8 +344,6 @@ def complete(
             canvas.repaint(canvas.pixels, torch.ones_like(canvas.distance))
         rounds = 0 if depth < stop else passes * (3 if depth > 1 else 1)
         for number in range(rounds):
-            if stopped():
-                break
             canvas.search(local=coarse is not None)
             canvas.repaint(canvas.pixels, canvas.weights())
             report((start - depth + (number + 1) / rounds) / (start + 1))

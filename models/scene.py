@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from models.checkpoint import checkpoint
 from models.fields import Grid
 
 STRIP_PIXELS = 1_500_000
@@ -41,10 +42,12 @@ class Scene:
         return share * self.grid.unit
 
 
-def strips(height: int, width: int, items: int) -> list[tuple[int, int]]:
-    """The rows of a picture cut so that a strip of the whole batch stays small."""
+def strips(height: int, width: int, items: int) -> Iterator[tuple[int, int]]:
+    """The rows of a picture cut so that a strip of the whole batch stays small; a checkpoint before each."""
     rows = max(1, STRIP_PIXELS // (width * items))
-    return [(top, min(height, top + rows)) for top in range(0, height, rows)]
+    for top in range(0, height, rows):
+        checkpoint()
+        yield top, min(height, top + rows)
 
 
 def colour(code: str, like: Tensor) -> Tensor:

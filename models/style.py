@@ -12,6 +12,7 @@ from torch import Tensor
 
 from core.recipe import Operation, find_operations
 from models.base import Adapter, Item, Output
+from models.checkpoint import in_parts
 from models.edit import apply_recipes, chunks
 from models.effects import grain
 from models.fields import Grid, mix_seed
@@ -34,18 +35,20 @@ class _Style(Adapter):
         self.run([Item({"strength": 0.6}, np.full((32, 32, 3), 128, np.uint8))])
 
     @torch.inference_mode()
-    def run(self, items: Sequence[Item]) -> list[Output]:
-        done: list[Output] = []
-        for chunk in chunks(items):
-            recipes = [self._wishes(item) for item in chunk]
-            batch = self.look(to_float(chunk, self.device), chunk).clamp_(0, 1)
-            for item in chunk:
-                item.report(0.7)
-            plain = [Item({"seed": item.params.get("seed", 0)}, cancelled=item.cancelled) for item in chunk]
-            images = to_uint8(apply_recipes(batch, plain, recipes))
-            for image, recipe in zip(images, recipes, strict=True):
-                done.append(Output(image, facts={"recipe": [step.plain() for step in recipe]}))
-        return done
+    def run(self, items: Sequence[Item]) -> list[Output | Exception]:
+        return in_parts(chunks(items), self._run_part)
+
+    def _run_part(self, items: Sequence[Item]) -> list[Output]:
+        recipes = [self._wishes(item) for item in items]
+        batch = self.look(to_float(items, self.device), items).clamp_(0, 1)
+        for item in items:
+            item.report(0.7)
+        plain = [Item({"seed": item.params.get("seed", 0)}, cancelled=item.cancelled) for item in items]
+        images = to_uint8(apply_recipes(batch, plain, recipes))
+        return [
+            Output(image, facts={"recipe": [step.plain() for step in recipe]})
+            for image, recipe in zip(images, recipes, strict=True)
+        ]
 
     @abstractmethod
     def look(self, batch: Tensor, items: Sequence[Item]) -> Tensor:

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.base import Item
+from models.checkpoint import checkpoint
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as JPEG uses it
 
@@ -115,6 +116,7 @@ def blur(batch: Tensor, sigma: float) -> Tensor:
         wide = F.pad(batch, (0, 0, r, r) if axis == 2 else (r, r, 0, 0), mode="replicate")
         batch = wide.narrow(axis, r, length) * taps[r]
         for i in range(r):  # a symmetric kernel: one product for the two taps of equal weight
+            checkpoint()
             batch += (wide.narrow(axis, i, length) + wide.narrow(axis, 2 * r - i, length)) * taps[i]
     return batch
 
@@ -128,6 +130,7 @@ def box(batch: Tensor, r: int) -> Tensor:
         power = F.pad(batch, (0, 0, r, r) if axis == 2 else (r, r, 0, 0), mode="replicate")
         total, at, width = None, 0, 1  # `power` holds sums of `width` neighbours, `total` of the first `at` of a window
         while True:
+            checkpoint()
             if size & width:
                 part = power.narrow(axis, at, length)
                 total, at = part if total is None else total + part, at + width

@@ -8,6 +8,7 @@ what the neighbourhood of their source pixel holds. Colour differences are bicub
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.base import Adapter, Item, Output
+from models.checkpoint import Abandoned, cancelled, checkpoint, in_parts
 from models.tensors import pad, per_item, rgb_to_ycbcr, stack, to_uint8, ycbcr_to_rgb
 from models.wishes import granted
 
@@ -33,41 +35,45 @@ class Upscale(Adapter):
     def warm_up(self) -> None:
         self.run([Item({"scale": 2, "steps": 1, "sharpness": 0.5}, np.zeros((32, 32, 3), np.uint8))])
 
-    def run(self, items: Sequence[Item]) -> list[Output]:
+    def run(self, items: Sequence[Item]) -> list[Output | Exception]:
         """Outputs of `scale` times the items' size. Items that share scale and steps run as one tensor."""
         items = granted(items, self.device)
         groups: dict[tuple[int, int], list[int]] = defaultdict(list)
         for number, item in enumerate(items):
             groups[int(item.params["scale"]), int(item.params["steps"])].append(number)
-        outputs: dict[int, Output] = {}
+        parts: list[list[int]] = []
         assert items[0].image is not None
-        for (scale, steps), numbers in groups.items():
+        for (scale, _), numbers in groups.items():
             tile = math.prod(min(TILE + 2 * MARGIN, side) * scale for side in items[0].image.shape[:2])
             size = max(1, AT_ONCE // tile)
-            for start in range(0, len(numbers), size):
-                part = numbers[start : start + size]
-                results = self._run_group([items[number] for number in part], scale, steps)
-                outputs |= {number: Output(result) for number, result in zip(part, results, strict=True)}
-        return [outputs[number] for number in range(len(items))]
+            parts += [numbers[start : start + size] for start in range(0, len(numbers), size)]
+        outputs = in_parts(([items[number] for number in part] for part in parts), self._run_part)
+        by_number = dict(zip(itertools.chain(*parts), outputs, strict=True))
+        return [by_number[number] for number in range(len(items))]
 
-    def _run_group(self, items: Sequence[Item], scale: int, steps: int) -> list[np.ndarray]:
+    def _run_part(self, items: Sequence[Item]) -> list[Output | Exception]:
+        """Items of one scale and as many steps. One that is cancelled is left out of the tiles that follow."""
+        scale, steps = int(items[0].params["scale"]), int(items[0].params["steps"])
         small = stack([item.image for item in items if item.image is not None], self.device)
         height, width = small.shape[2:]
         sharpness = per_item((float(item.params["sharpness"]) for item in items), torch.zeros(0, device=self.device))
         results = [np.empty((height * scale, width * scale, 3), np.uint8) for _ in items]
         boxes = [(y, x) for y in range(0, height, TILE) for x in range(0, width, TILE)]
         for done, (y, x) in enumerate(boxes, 1):
-            if all(item.cancelled() for item in items):
-                break
+            rows = [row for row, item in enumerate(items) if not item.cancelled()]
+            if not rows:
+                raise Abandoned
             top, left = max(0, y - MARGIN), max(0, x - MARGIN)
             tile = small[:, :, top : y + TILE + MARGIN, left : x + TILE + MARGIN].contiguous().float().div_(255)
-            tile = upscale(tile, scale, steps, sharpness)
+            tile = upscale(tile[rows], scale, steps, sharpness[rows])
             tile = tile[:, :, (y - top) * scale :, (x - left) * scale :][:, :, : TILE * scale, : TILE * scale]
-            for result, pixels in zip(results, to_uint8(tile), strict=True):
-                result[y * scale : (y + TILE) * scale, x * scale : (x + TILE) * scale] = pixels
+            for row, pixels in zip(rows, to_uint8(tile), strict=True):
+                results[row][y * scale : (y + TILE) * scale, x * scale : (x + TILE) * scale] = pixels
             for item in items:
                 item.report(done / len(boxes))
-        return results
+        return [
+            cancelled() if item.cancelled() else Output(result) for item, result in zip(items, results, strict=True)
+        ]
 
 
 def upscale(rgb: Tensor, scale: int, steps: int, sharpness: Tensor) -> Tensor:
@@ -79,6 +85,7 @@ def upscale(rgb: Tensor, scale: int, steps: int, sharpness: Tensor) -> Tensor:
     large = bicubic(ycc, scale)
     fine = large[:, :1]
     for _ in range(steps):
+        checkpoint()
         along, across, steepness = curvatures(fine)
         edge = steepness / (steepness + FLAT**2)
         shock = torch.tanh(across / FLAT) * steepness.sqrt() * (sharpness * SHOCK)

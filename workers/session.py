@@ -17,15 +17,13 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import orjson
 import psutil
 import torch
 
@@ -34,6 +32,7 @@ from core.model import ModelSpec
 from core.request import ImagePart, Span
 from models.base import Adapter, Item, Output
 from models.calls import lacks_memory
+from models.checkpoint import Abandoned, cancelled, checkpoint, wanted_for
 from workers import codecs
 from workers.arena import ArenaView
 from workers.channel import WorkerEnd
@@ -55,6 +54,7 @@ from workers.messages import (
     Stop,
 )
 from workers.metadata import Metadata
+from workers.session_checks import check_output, plain
 from workers.session_models import Models
 from workers.session_steps import Steps
 from workers.watermark import draw
@@ -349,14 +349,17 @@ class Session:
         """The batch's outputs. When the batch raises, each item runs alone, so that only the guilty one fails; None for
         those that are handed over already."""
         try:
-            adapter = self.adapter(spec, batch)
-            with torch.inference_mode():
-                outputs = adapter.run([item for _, item in items])
+            adapter, asked = self.adapter(spec, batch), [item for _, item in items]
+            with torch.inference_mode(), wanted_for(asked):
+                checkpoint()
+                outputs = adapter.run(asked)
             if len(outputs) != len(items):
                 raise BadOutput(f"model '{spec.name}' answered {len(outputs)} results for {len(items)} images")
             return list(outputs)
         except self._out_of_memory:
             raise
+        except Abandoned:
+            return [None if job in handed else cancelled().info() for job, _ in items]
         except Exception as fault:
             if lacks_memory(fault):
                 raise torch.OutOfMemoryError(str(fault)) from None
@@ -405,6 +408,8 @@ class Session:
         if isinstance(output, ErrorInfo):
             return Finished(item.job, timings=timings, error=output)
         try:
+            if decoded.item.cancelled():
+                raise cancelled()
             began = time.perf_counter()
             if spec.raw:
                 assert output.data is not None
@@ -465,36 +470,3 @@ class Session:
 
     def _info(self, fault: Exception, job: str, spec: ModelSpec) -> ErrorInfo:
         return self._known(fault, job, spec).info()
-
-
-def plain(facts: Mapping[str, Any], spec: ModelSpec) -> dict[str, Any]:
-    """The facts as plain data, which alone can leave the process. Raises `BadOutput`."""
-    if not facts:
-        return {}
-    try:
-        known: dict[str, Any] = orjson.loads(orjson.dumps(dict(facts), option=orjson.OPT_SERIALIZE_NUMPY))
-    except (TypeError, ValueError):
-        raise BadOutput(f"model '{spec.name}' tells something beside its image that is no plain data") from None
-    return known
-
-
-def _is_light(given: np.ndarray | None) -> bool:
-    return given is None or bool(given.max() > 32)
-
-
-def check_output(image: np.ndarray | None, item: Item, spec: ModelSpec) -> np.ndarray:
-    """The model's answer if it is an image of the size it must have. Raises `BadOutput` with what it is instead."""
-    if image is None or not isinstance(image, np.ndarray):
-        raise BadOutput(f"model '{spec.name}' answered no image")
-    if image.dtype != np.uint8:
-        if np.issubdtype(image.dtype, np.floating) and not np.isfinite(image).all():
-            raise BadOutput(f"model '{spec.name}' answered NaN instead of an image; try another seed or fewer effects")
-        raise BadOutput(f"model '{spec.name}' answered {image.dtype} samples instead of 8-bit ones")
-    if image.ndim >= 2 and image.shape[0] * image.shape[1] > spec.max_output_pixels:
-        raise BadOutput(f"model '{spec.name}' answered more than the {spec.max_output_pixels:,} pixels that it may")
-    wanted = item.size
-    if image.shape[:2] != wanted or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (3, 4))):
-        raise BadOutput(f"model '{spec.name}' answered an array of shape {image.shape} for an image of {wanted}")
-    if image.ndim == 3 and image.shape[2] == 3 and not image.any() and _is_light(item.image):
-        raise BadOutput(f"model '{spec.name}' answered an all-black image; try another seed or prompt")
-    return image

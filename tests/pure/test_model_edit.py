@@ -151,7 +151,7 @@ def test_a_picture_of_many_strips_has_no_seams(monkeypatch: pytest.MonkeyPatch, 
     prompt = "winter, vivid, grain, vignette, sparkles, purple"
     whole = run(EDIT, "edit", cat, prompt=prompt)
     monkeypatch.setattr("models.scene.STRIP_PIXELS", 96 * 7)
-    assert len(strips(96, 96, 1)) == 14
+    assert len(list(strips(96, 96, 1))) == 14
     assert np.array_equal(whole, run(EDIT, "edit", cat, prompt=prompt))
 
 

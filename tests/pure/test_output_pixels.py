@@ -20,7 +20,7 @@ from core.request import ImagePart
 from models.base import Item
 from tests.pure.dialect_kit import Server, png, serve
 from workers.messages import RunItem
-from workers.session import check_output
+from workers.session_checks import check_output
 
 PICTURE = png(100, 80)
 TEXT = base64.b64encode(PICTURE).decode()

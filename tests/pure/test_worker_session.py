@@ -20,6 +20,7 @@ from core.errors import BadRequest, Cancelled, OutOfMemory
 from core.header import read_header
 from core.request import ImagePart, OutputFormat
 from models.base import Adapter, Output
+from models.checkpoint import checkpoint
 from workers import session as session_module
 from workers.arena import Arena
 from workers.channel import Frames, WorkerEnd
@@ -347,3 +348,38 @@ def test_what_takes_minutes_is_done_and_told_before_the_worker_is_ready(tmp_path
     session.adapter(specs[2])
     bench.session._channel.send(Stop())
     assert [type(one) for one in bench.frames.feed(os.read(bench.results.fileno(), 1 << 18))] == [Stop]
+
+
+def test_what_was_dropped_while_it_ran_is_not_encoded(tmp_path, monkeypatch):
+    encoded, runs = [], []
+    monkeypatch.setattr(session_module.codecs, "encode", lambda image, *_, **__: encoded.append(image) or b"x")
+
+    class Dropping(Adapter):
+        def run(self, items):
+            runs.append(len(items))
+            bench.session._dropped.drop(1, "a")
+            checkpoint()  # somebody is still wanted
+            return [Output(np.full_like(item.image, 7)) for item in items]
+
+    bench = Bench(tmp_path, Dropping)
+    bench.session._dropped.hold(1)
+    answers = bench.answers(bench.item("a"), bench.item("b"))
+    assert answers["a"].error.code == "cancelled" and answers["b"].error is None
+    assert len(encoded) == 1 and runs == [2]
+
+
+def test_a_batch_that_nobody_wants_ends_at_the_next_checkpoint_and_is_not_tried_again(tmp_path):
+    runs = []
+
+    class Dropping(Adapter):
+        def run(self, items):
+            runs.append(len(items))
+            for job in "ab":
+                bench.session._dropped.drop(1, job)
+            checkpoint()
+            raise AssertionError("it went on")
+
+    bench = Bench(tmp_path, Dropping)
+    bench.session._dropped.hold(1)
+    answers = bench.answers(bench.item("a"), bench.item("b"))
+    assert {answer.error.code for answer in answers.values()} == {"cancelled"} and runs == [2]

@@ -1,0 +1,58 @@
+"""Where long computations ask whether anybody still wants what they compute.
+
+The worker says which items are being worked on (`wanted_for`); filters and loops deep below call `checkpoint()`, which
+costs a microsecond and raises `Abandoned` once none of these items is wanted. Pixels do not depend on it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextvars import ContextVar
+
+from core.errors import Cancelled
+from models.base import Item, Output
+
+_items: ContextVar[Sequence[Item]] = ContextVar("items", default=())
+
+
+class Abandoned(Exception):
+    """Nobody wants any of the items that are being computed."""
+
+
+@contextlib.contextmanager
+def wanted_for(items: Sequence[Item]) -> Iterator[None]:
+    """Within this block it is these items that are computed."""
+    token = _items.set(items)
+    try:
+        yield
+    finally:
+        _items.reset(token)
+
+
+def checkpoint() -> None:
+    """Raise `Abandoned` when all items that are being computed were cancelled."""
+    items = _items.get()
+    if items and all(item.cancelled() for item in items):
+        raise Abandoned
+
+
+def in_parts(
+    parts: Iterable[Sequence[Item]], work: Callable[[Sequence[Item]], Sequence[Output | Exception]]
+) -> list[Output | Exception]:
+    """What `work` gives for each part, one behind the other. A part is left when all its items were cancelled, and
+    `Cancelled` stands for each of them; the others go on."""
+    done: list[Output | Exception] = []
+    for part in parts:
+        try:
+            with wanted_for(part):
+                checkpoint()
+                done += work(part)
+        except Abandoned:
+            done += [cancelled() for _ in part]
+    return done
+
+
+def cancelled() -> Cancelled:
+    """What stands for a result that nobody wants."""
+    return Cancelled("the job was cancelled while it ran")

@@ -1,0 +1,77 @@
+"""A job that nobody wants any more leaves its model between two parts of the work; its companions lose nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from core.errors import Cancelled
+from models.base import Item, Output
+from models.checkpoint import Abandoned, checkpoint, wanted_for
+from tests.pure.model_kit import adapter, item, photo, photo_mask
+
+SIZE = (208, 144)
+LONG: dict[str, dict[str, Any]] = {
+    "upscale": {"scale": 4}, "inpaint": {}, "enhance": {}, "edit": {"prompt": "oil painting"}, "style_comic": {},
+    "style_aged": {}, "background_remove": {},
+}  # fmt: skip
+
+
+class Wish:
+    """Says that its job is wanted, the first `lasts` times it is asked."""
+
+    def __init__(self, lasts: float = float("inf")) -> None:
+        self.lasts, self.asked = lasts, 0
+
+    def gone(self) -> bool:
+        self.asked += 1
+        return self.asked > self.lasts
+
+
+def ask(name: str, wish: Wish, picture: str = "rocket", **params: Any) -> Item:
+    mask = photo_mask("rocket", SIZE) if name == "inpaint" else None
+    one = item(name, photo(picture, SIZE), mask, **{**LONG[name], **params})
+    one.cancelled = wish.gone
+    return one
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_a_model_looks_often_whether_it_is_still_wanted_and_leaves_when_it_is_not(name: str) -> None:
+    model, whole = adapter(name), Wish()
+    (done,) = model.run([ask(name, whole)])
+    assert isinstance(done, Output) and whole.asked >= 4
+    for share in (0, 0.3, 0.7):
+        wish = Wish(int(whole.asked * share))
+        (left,) = model.run([ask(name, wish)])
+        assert isinstance(left, Cancelled)
+        assert wish.asked <= wish.lasts + 4, "it went on though nobody wanted it"
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_companions_of_a_cancelled_job_go_on_with_the_same_bytes(name: str) -> None:
+    model = adapter(name)
+    (alone,) = model.run([ask(name, Wish())])
+    for lasts in (5, 40):
+        outputs = model.run([ask(name, Wish(lasts), "cat"), ask(name, Wish()), ask(name, Wish(lasts), "coffee")])
+        assert isinstance(alone, Output) and isinstance(outputs[1], Output)
+        assert alone.image is not None and outputs[1].image is not None
+        assert np.array_equal(alone.image, outputs[1].image)
+
+
+def test_of_parameters_that_are_not_computed_together_one_kind_may_leave() -> None:
+    outputs = adapter("upscale").run([ask("upscale", Wish(3), steps=7), ask("upscale", Wish(), steps=2)])
+    assert isinstance(outputs[0], Cancelled) and isinstance(outputs[1], Output)
+
+
+def test_a_checkpoint_asks_for_all_that_are_computed_and_for_none_outside() -> None:
+    checkpoint()
+    gone, here = Item({}, cancelled=lambda: True), Item({})
+    with wanted_for([gone, here]):
+        checkpoint()
+        with wanted_for([gone]), pytest.raises(Abandoned):
+            checkpoint()
+        checkpoint()
+    with wanted_for([]):
+        checkpoint()
