@@ -191,7 +191,9 @@ def _jpeg(data: memoryview, header: ImageHeader) -> _Decoded:
 
 
 def _webp(data: memoryview, header: ImageHeader) -> _Decoded:
-    profile = next((bytes(data[start:end]) for name, start, end in webp_chunks(data) if name == b"ICCP"), None)
+    profile = next(
+        (bytes(data[at:end]) for name, at, end in webp_chunks(data) if name == b"ICCP" and end - at <= MAX_ICC), None
+    )
     return _split(imagecodecs.webp_decode(bytes(data)), profile)
 
 
