@@ -117,6 +117,10 @@ class Keys:
         self._reload()
         return self._tenants
 
+    def tier(self, tenant: str) -> str:
+        """The tier of a tenant's key that is in force, of several the first one's."""
+        return next((found.tier for _, found in self._keys.values() if found.tenant == tenant), "")
+
     def _take(self, path: Path) -> None:
         self._keys = read_keys(path.read_text(encoding="utf-8"))
         self._tenants = frozenset(found.tenant for _, found in self._keys.values())

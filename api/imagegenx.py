@@ -28,7 +28,7 @@ from api.imagegenx_docs import answers, takes
 from api.imagegenx_tasks import DIALECT, Task, Tasks, batch_json, envelope, task_envelope
 from api.images import check_mask, decode_base64, read_image
 from api.jobs import send_result
-from api.limits import file_limit
+from api.limits import charge, file_limit
 from api.run import Watch
 from api.submission import check_counts
 from core.errors import ImagePoolError, InvalidParameter, JobNotFound, Overloaded
@@ -267,13 +267,17 @@ def router(engine: Engine, settings: Settings) -> APIRouter:
             raise JobNotFound("there is no thumbnail of that name")
         found = await tasks.find(match[1], caller(request).tenant)
         body = await tasks.result(found)
-        data = await body.read()
-        result = found.last.result
-        assert result is not None
+        job, result = found.last.id, found.last.result
+        assert result is not None and isinstance(result.data, str)
+
+        async def make() -> bytes:
+            _, small = await engine.run(_thumbnail(engine, found, await body.read(), result.width, result.height))
+            return await small.read()
+
         with Watch(request.scope, request.receive):
-            _, small = await engine.run(_thumbnail(engine, found, data, result.width, result.height))
+            data = await engine.thumbnails.get(job, result.data, lambda: charge(request.scope), make)
         headers = {"cache-control": "private, immutable, max-age=3600"}
-        return Response(bytes(small.data), headers=headers, media_type=small.media_type)
+        return Response(data, headers=headers, media_type="image/webp")
 
     return whole
 

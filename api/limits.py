@@ -69,6 +69,14 @@ def file_limit(caller: Caller, settings: Settings) -> int:
     return settings.max_body if tier is None or tier.max_file is None else min(tier.max_file, settings.max_body)
 
 
+def charge(scope: Scope) -> None:
+    """Count a request that is no POST, and begins work all the same, against its tenant's rates. Raises
+    `RateLimited`."""
+    count: Callable[[], None] | None = scope.get("charge")
+    if count is not None:
+        count()
+
+
 def whole(receive: Receive) -> Receive:
     """A `receive` for those who need chunks as bytes; our protocol gives views of what it read."""
 
@@ -144,7 +152,8 @@ def too_large(limit: int) -> TooLarge:
 
 
 class Door:
-    """ASGI middleware around everything. Sets `scope["caller"]`, `scope["request_id"]` and `scope["body"]`."""
+    """ASGI middleware around everything. Sets `scope["caller"]`, `scope["charge"]`, `scope["request_id"]` and
+    `scope["body"]`."""
 
     def __init__(
         self,
@@ -229,6 +238,7 @@ class Door:
         if path in PUBLIC or path.startswith(PUBLIC_UNDER):
             return 0 if scope["method"] in ("GET", "HEAD") else self._settings.max_body
         scope["caller"] = who = self._caller(scope, presented_key(headers))
+        scope["charge"] = lambda: self._count(who, extra)
         if scope["method"] == "POST":
             self._count(who, extra)
         encoding = headers.get(b"content-encoding", b"identity")
@@ -250,7 +260,7 @@ class Door:
         tenant = signer.tenant(scope["path"], query, self._keys.tenants)
         if tenant is None:
             raise LinkInvalid("this address does not hold, or not any more; ask for the image again with your API key")
-        return Caller(tenant, tier="")
+        return Caller(tenant, self._keys.tier(tenant))
 
     def _count(self, who: Caller, extra: list[Header]) -> None:
         verdict = self._rates.check(who.tenant, who.tier)

@@ -47,6 +47,7 @@ from engine.permit import Permit, images_into_arena
 from engine.register import Register
 from engine.results import Loan, ResultBody, stored_result
 from engine.shutdown import Shutdown, draining_error
+from engine.thumbnails import Thumbnails
 from scheduler.admission import Admission, Grant
 from scheduler.commands import Command, Dispatch, Finish, Requeue, Restart, Revoke
 from scheduler.events import Cancelled, Event, Submitted, Tick
@@ -96,6 +97,7 @@ class Engine:
         self._arrivals = Arrivals(
             self.register, self.flights, self._departures, self._endings, arena, metrics, self.tell
         )
+        self.thumbnails = Thumbnails(keeper)
         self.up = self._arrivals.up  # ready workers and their incarnation
         self.steps, self.refusal = self._arrivals.steps, self._arrivals.refusal
         self._events: deque[Event] = deque()

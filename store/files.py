@@ -1,7 +1,8 @@
 """The memory of images: inputs and results as files that appear whole or not at all.
 
-Layout under the root: `{job}.{ext}` results, `inputs/{job}/{n}-{role}.{ext}`, `tmp/` for files being written. A file is
-written in `tmp/`, flushed, renamed into place, and its folder flushed: after that, power may go.
+Layout under the root: `{job}.{ext}` results, `{job}_thumb.webp` small copies of them, `inputs/{job}/{n}-{role}.{ext}`,
+`tmp/` for files being written. A file is written in `tmp/`, flushed, renamed into place, and its folder flushed: after
+that, power may go.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from store.names import (
     check_name,
     input_name,
     result_name,
+    thumbnail_name,
 )
 
 Data = bytes | bytearray | memoryview
@@ -68,6 +70,10 @@ class FileStore:
         self._put({name: data})
         return name
 
+    def put_thumbnail(self, job_id: str, data: Data) -> None:
+        """Keep a small copy (WebP) of a result beside it."""
+        self._put({thumbnail_name(job_id): data})
+
     def put_input(self, job_id: str, n: int, role: str, format: str, data: Data) -> str:
         """Keep the n-th image of a request; its name."""
         name = input_name(job_id, n, role, format)
@@ -88,6 +94,7 @@ class FileStore:
         with disk_faults():
             for extension in EXTENSIONS.values():
                 self._remove(self.root / f"{job_id}.{extension}")
+            self._remove(self.root / thumbnail_name(job_id))
         self.delete_inputs(job_id)
 
     def delete_inputs(self, job_id: str) -> None:
@@ -126,6 +133,13 @@ class FileStore:
     def path(self, name: str) -> Path:
         """Where the file of that name is (or would be). Raises `JobNotFound` for a name that this store never gives."""
         return self.root / check_name(name)
+
+    def thumbnail(self, job_id: str) -> bytes | None:
+        """The small copy of a result, if one is kept."""
+        try:
+            return self.path(thumbnail_name(job_id)).read_bytes()
+        except FileNotFoundError:
+            return None
 
     def usage(self) -> int:
         """Bytes of all inputs and results."""

@@ -15,7 +15,7 @@ EXTENSIONS = {"png": "png", "jpeg": "jpg", "webp": "webp", "avif": "avif"}
 _ID = r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}"
 _EXTENSION = rf"(?:{'|'.join(EXTENSIONS.values())})"
 JOB_ID = re.compile(_ID)
-RESULT = re.compile(rf"({_ID})\.{_EXTENSION}")
+RESULT = re.compile(rf"({_ID})(?:_thumb)?\.{_EXTENSION}")
 INPUT = re.compile(rf"{INPUTS}/({_ID})/[0-9]{{1,3}}-(?:{'|'.join(ROLES)})\.{_EXTENSION}")
 
 
@@ -32,7 +32,7 @@ def check_id(job_id: str) -> str:
 
 
 def check_name(name: str) -> str:
-    """The name itself. Raises `JobNotFound` unless it is the name of a result or of an input."""
+    """The name itself. Raises `JobNotFound` unless it is the name of a result, of its thumbnail or of an input."""
     if not (RESULT.fullmatch(name) or INPUT.fullmatch(name)):
         raise JobNotFound("no file of that name is kept here")
     return name
@@ -41,6 +41,11 @@ def check_name(name: str) -> str:
 def result_name(job_id: str, format: str) -> str:
     """`{job_id}.{ext}`, relative to the outputs folder."""
     return f"{check_id(job_id)}.{_extension(format)}"
+
+
+def thumbnail_name(job_id: str) -> str:
+    """`{job_id}_thumb.webp`, relative to the outputs folder."""
+    return f"{check_id(job_id)}_thumb.webp"
 
 
 def input_name(job_id: str, n: int, role: str, format: str) -> str:
