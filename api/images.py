@@ -6,6 +6,7 @@ import binascii
 
 from starlette.datastructures import UploadFile
 
+from core.data import Data
 from core.errors import BadRequest, InvalidImage, InvalidParameter, TooLarge, UnsupportedEncoding
 from core.header import read_header
 from core.request import ImagePart, Role
@@ -16,7 +17,7 @@ _SPACE = b" \t\r\n\v\f"
 _URL_SAFE = bytes.maketrans(b"-_", b"+/")
 
 
-def read_image(data: bytes, role: Role = "image", *, max_pixels: int = 25_000_000) -> ImagePart:
+def read_image(data: Data, role: Role = "image", *, max_pixels: int = 25_000_000) -> ImagePart:
     """An encoded image as a part. Raises `InvalidImage`, `UnsupportedImage` or `TooLarge`, each naming the role."""
     if not data:
         raise InvalidImage(f"the {role} is empty (0 bytes)", parameter=role)

@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -23,7 +24,7 @@ from core.errors import ImagePoolError
 from core.heap import keep_heap
 from core.settings import Settings
 from engine import logs
-from engine.build import build
+from engine.build import build, temporary_folder
 from engine.engine import Engine
 from engine.shutdown import AFTER_GRACE, ANSWERS
 from engine.startup import show_startup
@@ -40,6 +41,7 @@ def serve(settings: Settings) -> int:
     try:
         doors = [take_port(settings)]
         engine = build(settings)
+        tempfile.tempdir = str(temporary_folder(settings))  # /tmp may be memory, or small
         app = create_app(engine, settings, lifespan=lambda _: life(engine))
         if settings.iopaint_port:
             doors.append(take_port(settings, "iopaint_port"))

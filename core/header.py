@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from core.data import Data
 from core.errors import InvalidImage, TooLarge, UnsupportedImage
 from core.headers import ACCEPTED, Facts, avif, jpeg, png, webp
 from core.pickles import by_position
@@ -49,7 +50,7 @@ class ImageHeader:
         return self.width if self.orientation >= 5 else self.height
 
 
-def read_header(data: bytes | memoryview, *, max_pixels: int = 25_000_000) -> ImageHeader:
+def read_header(data: Data, *, max_pixels: int = 25_000_000) -> ImageHeader:
     """Read the header of an encoded image. Never decodes, never allocates by what the header claims.
 
     `data` is the whole file: one that visibly ends too early (PNG, WebP) is refused here, before it costs a worker.

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, Literal
 
+from core.data import Data
 from core.header import ImageHeader
 from core.pickles import by_position
 
@@ -38,11 +39,12 @@ ROLES: tuple[Role, ...] = ("image", "mask", "control", "reference")
 @dataclass(frozen=True, slots=True)
 class ImagePart:
     """One encoded image of a request. Its role: the picture to change, what of it to change, a map that guides the
-    drawing (edges, depth, a pose), or one more picture to look at. `data` is bytes fresh from a dialect, a `Span` of
-    the arena (ephemeral jobs) or the name of a file relative to the outputs folder (durable jobs)."""
+    drawing (edges, depth, a pose), or one more picture to look at. `data` is bytes fresh from a dialect (in memory
+    or in a mapped file), a `Span` of the arena (ephemeral jobs) or the name of a file relative to the outputs folder
+    (durable jobs)."""
 
     role: Role
-    data: bytes | Span | str
+    data: Data | Span | str
     header: ImageHeader
     size: int  # bytes, encoded
 

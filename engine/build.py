@@ -26,6 +26,7 @@ from store.jobs import JobStore
 from store.lock import FolderLock
 from store.loras import StoredLoras
 from store.modes import open_to_others, tighten_all
+from store.names import TEMPORARY
 from store.saved import SAVED, SavedImages
 from workers.arena import Arena
 from workers.contract import WorkerPool
@@ -61,6 +62,11 @@ def read_catalogue(settings: Settings) -> Catalogue:
 def lora_folder(settings: Settings) -> Path:
     """Where uploaded LoRAs lie."""
     return settings.lora_folder or settings.outputs / LORAS
+
+
+def temporary_folder(settings: Settings) -> Path:
+    """Where files lie while they are written; a start sweeps it."""
+    return (settings.outputs / TEMPORARY).resolve()
 
 
 def _with_loras(spec: ModelSpec, settings: Settings) -> ModelSpec:

@@ -17,9 +17,10 @@ from typing import Any
 import orjson
 import structlog
 
+from core.data import Data
 from core.errors import IdempotencyInFlight, IdempotencyMismatch, ImagePoolError, StorageFailed, StorageFull
 from core.job import Job
-from core.request import ImagePart, ImageRequest
+from core.request import ImagePart, ImageRequest, Span
 from core.states import State
 from store.files import FileStore
 from store.jobs import JobStore
@@ -36,7 +37,7 @@ def fingerprint(request: ImageRequest) -> str:
     digest.update(orjson.dumps([request.model, dict(request.params), request.output],
                                option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS))
     for image in request.images:
-        assert isinstance(image.data, bytes)
+        assert not isinstance(image.data, Span | str)
         digest.update(f"{image.role} {image.size} ".encode())
         digest.update(image.data)
     return digest.hexdigest()
@@ -165,8 +166,8 @@ class Keeper:
         self._lock.close()
 
 
-def _bytes(part: ImagePart) -> bytes:
-    if not isinstance(part.data, bytes):
+def _bytes(part: ImagePart) -> Data:
+    if isinstance(part.data, Span | str):
         raise ImagePoolError("a durable job needs the bytes of its images")
     return part.data
 

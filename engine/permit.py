@@ -75,7 +75,7 @@ def images_into_arena(arena: Arena, images: Sequence[ImagePart]) -> tuple[tuple[
     spans: list[Span] = []
     try:
         for part in images:
-            if isinstance(part.data, bytes):
+            if not isinstance(part.data, Span | str):
                 spans.append(arena.take_input(len(part.data)))
                 arena.view(spans[-1])[:] = part.data
                 part = replace(part, data=spans[-1])

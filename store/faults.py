@@ -1,8 +1,7 @@
-"""What the disk's refusals are called: `StorageFull` when room is missing, `StorageFailed` for everything else."""
+"""What the refusals of disk and database are called: `StorageFull` when room is missing, else `StorageFailed`."""
 
 from __future__ import annotations
 
-import errno
 import os
 import sqlite3
 from collections.abc import Iterator
@@ -12,35 +11,11 @@ from pathlib import Path
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as NoConnection
 
-from core.errors import ImagePoolError, InternalError, StorageFailed, StorageFull
+from core.disk import RETRY_AFTER, disk_faults, failed, full
+from core.errors import ImagePoolError, InternalError
 
-RETRY_AFTER = 30.0  # seconds: retention or the operator has to make room first
-NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+__all__ = ["RETRY_AFTER", "database_faults", "disk_faults", "failed", "full"]
 SPARE = 64 * 1024  # bytes: less is full, whatever the database calls it
-
-
-def full() -> StorageFull:
-    """The error for a write that found no room."""
-    return StorageFull(
-        "the server's disk is full, so nothing was stored; try again later, or let the operator make room",
-        retry_after=RETRY_AFTER,
-    )
-
-
-def failed(why: str) -> StorageFailed:
-    """The error for a disk or database that refuses for another reason; `why` holds no path."""
-    return StorageFailed(f"the server's storage does not work ({why}); try again later, and tell the operator")
-
-
-@contextmanager
-def disk_faults() -> Iterator[None]:
-    """Inside, an `OSError` becomes one of ours."""
-    try:
-        yield
-    except OSError as fault:
-        if fault.errno in NO_ROOM:
-            raise full() from fault
-        raise failed(errno.errorcode.get(fault.errno or 0, "unknown fault")) from fault
 
 
 @contextmanager

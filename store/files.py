@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
 
+from core.data import Data
 from core.errors import StorageFull
 from store.faults import RETRY_AFTER, disk_faults
 from store.modes import FILE_MODE, make_folder, tighten, tighten_all
@@ -31,8 +32,6 @@ from store.names import (
     result_name,
     thumbnail_name,
 )
-
-Data = bytes | bytearray | memoryview
 
 
 class FileStore:

@@ -157,4 +157,4 @@ class MemoryPool:
         data = item.images[0].data
         if isinstance(data, Span):
             return bytes(self._arena.view(data))
-        return Path(self._root, data).read_bytes() if isinstance(data, str) else data
+        return Path(self._root, data).read_bytes() if isinstance(data, str) else bytes(data)

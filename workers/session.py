@@ -249,7 +249,7 @@ class Session:
             return self._arena.view(part.data)
         if isinstance(part.data, str):
             return Path(self._boot.root, part.data).read_bytes()
-        return part.data
+        return memoryview(part.data)
 
     def _reporter(self, job: str) -> Callable[[float], None]:
         last = 0.0
