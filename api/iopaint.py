@@ -35,6 +35,7 @@ from api.iopaint_schema import (
     takes,
 )
 from api.limits import file_limit
+from api.spool import spooled
 from core.errors import ImagePoolError, TooLarge
 from core.request import OutputFormat
 from core.settings import Settings
@@ -91,21 +92,21 @@ def router(engine: Engine, settings: Settings) -> APIRouter:
     )
     async def inpaint(request: Request) -> Response:
         began = time.perf_counter()
-        with desk.visit(request) as permit:
-            body = await desk.read(request, InpaintRequest)
-            with desk.watch(request):
-                image = await desk.part(request, body.take("image"))
-                mask = as_mask(await desk.part(request, body.take("mask"), "mask"), image)
-                spec = desk.models.of(caller(request).tenant)
-                as_text = wants_text(request)
-                output = OutputFormat(
-                    "png" if as_text else image.header.format, settings.iopaint_quality, keep_metadata=True,
-                    subsampling="420",
-                )
-                progress = Progress(events, request, body.sd_steps)
-                _, result = await desk.run(
-                    request, spec.name, (image, mask), body.params_for(spec), output, permit, progress.heard
-                )
+        desk.visit(request)
+        body = await desk.read(request, InpaintRequest)
+        with desk.watch(request):
+            image = await desk.part(request, body.take("image"))
+            mask = as_mask(await desk.part(request, body.take("mask"), "mask"), image)
+            spec = desk.models.of(caller(request).tenant)
+            as_text = wants_text(request)
+            output = OutputFormat(
+                "png" if as_text else image.header.format, settings.iopaint_quality, keep_metadata=True,
+                subsampling="420",
+            )
+            progress = Progress(events, request, body.sd_steps)
+            _, result = await desk.run(
+                request, spec.name, (image, mask), body.params_for(spec), output, progress.heard
+            )
         events.emit(request, "diffusion_finish")
         headers = {
             "x-seed": str(body.sd_seed), "x-inference-time-ms": f"{(time.perf_counter() - began) * 1000:.1f}",
@@ -164,7 +165,7 @@ def router(engine: Engine, settings: Settings) -> APIRouter:
     @forms.post("/api/v1/gen-info", operation_id="iopaint_gen_info", summary="The prompts that a PNG was made with",
                 response_model=GenInfo, responses=answers())
     async def gen_info(file: UploadFile) -> Response:
-        found = parameters(await file.read(), max_pixels=settings.max_pixels)
+        found = parameters(spooled(file.file), max_pixels=settings.max_pixels)
         prompt, _, rest = found.partition("Negative prompt: ")
         negative = rest.partition("Negative prompt: ")[0].partition("\n")[0]
         return JSONResponse({"prompt": prompt.strip(), "negative_prompt": negative.strip()})
@@ -174,7 +175,7 @@ def router(engine: Engine, settings: Settings) -> APIRouter:
     async def save_image(request: Request, file: UploadFile) -> Response:
         if engine.saved is None:
             raise Refused(400, "Output directory not configured or doesn't exist")
-        name, data = file_name(file.filename), await file.read()
+        name, data = file_name(file.filename), spooled(file.file)
         read_image(data, max_pixels=settings.max_pixels)
         await asyncio.to_thread(engine.saved.put, name, data, caller(request).tenant)
         return JSONResponse(None)

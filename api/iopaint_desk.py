@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from starlette.requests import Request
@@ -20,7 +19,6 @@ from core.model import ModelSpec
 from core.request import ImagePart, ImageRequest, OutputFormat, Role
 from core.settings import Settings
 from engine.engine import Engine
-from engine.permit import Permit
 from engine.results import ResultBody
 
 PNG = OutputFormat("png")
@@ -64,12 +62,9 @@ class Desk:
         self.models = Models(engine)
         self._engine, self._settings, self._dialect = engine, settings, dialect
 
-    @contextmanager
-    def visit(self, request: Request) -> Iterator[Permit]:
-        """Room for the request, before its body is read. Raises what `Engine.admit` raises."""
-        length = content_length(dict(request.scope["headers"]))
-        with self._engine.admit(length or self._settings.max_body, caller(request).tenant) as permit:
-            yield permit
+    def visit(self, request: Request) -> None:
+        """Ask whether there is room for the request, before its body is read. Raises what `Engine.ask` raises."""
+        self._engine.ask(content_length(dict(request.scope["headers"])) or 0, caller(request).tenant)
 
     async def read(self, request: Request, kind: type[Body]) -> Body:
         """The request's JSON. Its text is not kept: it is large, and a job may wait. Raises `ValidationFailed`."""
@@ -95,7 +90,6 @@ class Desk:
         images: tuple[ImagePart, ...],
         params: Mapping[str, Any],
         output: OutputFormat = PNG,
-        permit: Permit | None = None,
         heard: Callable[[float], None] | None = None,
     ) -> tuple[Job, ResultBody]:
         """Run a job that nobody keeps. `params` are checked here. Raises `UnknownModel` and the job's own error."""
@@ -113,7 +107,8 @@ class Desk:
             durable=False,
             dialect=self._dialect,
         )
-        return await self._engine.run(job, permit, heard)
+        request.scope["body"].settle()
+        return await self._engine.run(job, heard=heard)
 
 
 async def short_body(request: Request) -> bytes:

@@ -19,7 +19,6 @@ from core.errors import InvalidParameter
 from core.model import Catalogue
 from core.request import ImagePart, OutputFormat
 from engine.engine import Engine
-from engine.permit import Permit
 
 MASK_MODEL = "mask_tools"
 
@@ -73,42 +72,40 @@ def router(engine: Engine, desk: Desk) -> APIRouter:
             "openapi_extra": takes(kind), "responses": answers("image/png"),
         }  # fmt: skip
 
-    async def tool(
-        request: Request, mask: ImagePart, operate: str, kernel_size: int = 0, permit: Permit | None = None
-    ) -> Response:
+    async def tool(request: Request, mask: ImagePart, operate: str, kernel_size: int = 0) -> Response:
         plain = replace(mask, role="image", header=replace(mask.header, alpha=False))
         params = {"operate": operate, "kernel_size": kernel_size}
-        _, result = await desk.run(request, MASK_MODEL, (plain,), params, permit=permit)
+        _, result = await desk.run(request, MASK_MODEL, (plain,), params)
         return Response(bytes(result.data), media_type="image/png")
 
     @routes.post("/api/v1/adjust_mask", **described(AdjustMask, "adjust_mask", "Grow, shrink or reverse a mask"))
     async def adjust_mask(request: Request) -> Response:
-        with desk.visit(request) as permit:
-            body = await desk.read(request, AdjustMask)
-            with desk.watch(request):
-                mask = await desk.part(request, body.mask, "mask")
-                return await tool(request, mask, body.operate, body.kernel_size, permit)
+        desk.visit(request)
+        body = await desk.read(request, AdjustMask)
+        with desk.watch(request):
+            mask = await desk.part(request, body.mask, "mask")
+            return await tool(request, mask, body.operate, body.kernel_size)
 
     @routes.post("/api/v1/run_plugin_gen_mask", **described(RunPlugin, "run_plugin_gen_mask", "Mask what it finds"))
     async def gen_mask(request: Request) -> Response:
-        with desk.visit(request) as permit:
-            body = await desk.read(request, RunPlugin)
-            plugin = find(body.name, mask=True)
-            with desk.watch(request):
-                image = await desk.part(request, body.image)
-                _, found = await desk.run(request, plugin.model, (image,), plugin.mask or {}, permit=permit)
-                return await tool(request, desk.again(found, "mask"), "brush")
+        desk.visit(request)
+        body = await desk.read(request, RunPlugin)
+        plugin = find(body.name, mask=True)
+        with desk.watch(request):
+            image = await desk.part(request, body.image)
+            _, found = await desk.run(request, plugin.model, (image,), plugin.mask or {})
+            return await tool(request, desk.again(found, "mask"), "brush")
 
     @routes.post("/api/v1/run_plugin_gen_image", **described(RunPlugin, "run_plugin_gen_image", "Change an image"))
     async def gen_image(request: Request) -> Response:
-        with desk.visit(request) as permit:
-            body = await desk.read(request, RunPlugin)
-            plugin = find(body.name, mask=False)
-            with desk.watch(request):
-                image = await desk.part(request, body.image)
-                output = OutputFormat("png", keep_metadata=True)
-                _, found = await desk.run(request, plugin.model, (image,), plugin.params(body), output, permit)
-                return Response(bytes(found.data), media_type="image/png")
+        desk.visit(request)
+        body = await desk.read(request, RunPlugin)
+        plugin = find(body.name, mask=False)
+        with desk.watch(request):
+            image = await desk.part(request, body.image)
+            output = OutputFormat("png", keep_metadata=True)
+            _, found = await desk.run(request, plugin.model, (image,), plugin.params(body), output)
+            return Response(bytes(found.data), media_type="image/png")
 
     @routes.post("/api/v1/switch_plugin_model", operation_id="iopaint_switch_plugin_model", response_model=None,
                  summary="Choose a plugin's model", openapi_extra=takes(SwitchPluginModel), responses=answers())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import aclosing
@@ -154,14 +153,15 @@ def router(engine: Engine, settings: Settings, keepalive: float = 15.0) -> APIRo
         key = read_idempotency_key(request.headers.getlist("idempotency-key"))
         seconds, applied = read_prefer(request.headers.getlist("prefer"))
         max_file = file_limit(who, settings)
-        length = content_length(dict(request.scope["headers"]))
-        permit = engine.admit(length, who.tenant) if length is not None else None
-        with permit or contextlib.nullcontext():
-            found = await read_submission(request, max_file)
-            asked = shape_request(
-                found, engine.catalogue, who, max_file=max_file, max_pixels=settings.max_pixels, idempotency_key=key
-            )
-            job = await engine.submit(asked, permit)
+        engine.ask(content_length(dict(request.scope["headers"])) or 0, who.tenant)
+        found = await read_submission(request, max_file)
+        asked = shape_request(
+            found, engine.catalogue, who, max_file=max_file, max_pixels=settings.max_pixels, idempotency_key=key
+        )
+        del found
+        job = await engine.submit(asked)
+        del asked  # its images are on the disk, and the client may wait for long
+        request.scope["body"].settle()
         if seconds and not job.state.ended:
             job = await engine.wait(job.id, seconds)
         headers = {"location": f"/jobs/{job.id}"} | ({"preference-applied": applied} if applied else {})

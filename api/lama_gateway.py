@@ -25,6 +25,8 @@ from api.iopaint import wants_text
 from api.iopaint_desk import Desk
 from api.iopaint_images import as_mask, decode, encode
 from api.iopaint_schema import InpaintRequest, Lenient, read, takes
+from api.spool import collect
+from core.data import Data
 from core.errors import BadRequest, ImagePoolError, InvalidImage, InvalidParameter, TooLarge
 from core.header import ImageHeader
 from core.request import ImagePart
@@ -99,15 +101,15 @@ def tensor(name: str, data: bytes, shape: Shape) -> ImagePart:
     return ImagePart("image", data, ImageHeader("png", width, height), len(data))
 
 
-def split(body: bytes, head_length: str) -> tuple[Shapes, bytes, bytes]:
+def split(body: Data, head_length: str) -> tuple[Shapes, bytes, bytes]:
     """The raw form: shapes, image, mask. Raises `BadRequest` and what lies under it."""
     if not head_length.isdecimal() or len(head_length) > 9 or not 0 < int(head_length) <= len(body):
         raise BadRequest("Inference-Header-Content-Length must be the length of the JSON that the body begins with")
     end = int(head_length)
-    shapes = read(Shapes, body[:end])
+    shapes = read(Shapes, bytes(body[:end]))
     pixels = shapes.image_shape[2] * shapes.image_shape[3]
     middle = end + max(0, pixels) * 3 * FLOAT
-    return shapes, body[end:middle], body[middle:]
+    return shapes, bytes(body[end:middle]), bytes(body[middle:])
 
 
 def router(engine: Engine, settings: Settings) -> APIRouter:
@@ -148,23 +150,23 @@ def router(engine: Engine, settings: Settings) -> APIRouter:
     )
     async def preprocessed(request: Request) -> Response:
         began = time.perf_counter()
-        with desk.visit(request) as permit:
-            body = await request.body()
-            head_length = request.headers.get(HEAD_LENGTH)
-            with desk.watch(request):
-                if head_length is None:
-                    given = read(Preprocessed, body)
-                    check(given, settings.max_pixels)
-                    shapes: Shapes = given
-                    image = await decode(given.image_tensor_b64, "image_tensor_b64")
-                    mask = await decode(given.mask_tensor_b64, "mask_tensor_b64")
-                else:
-                    shapes, image, mask = split(body, head_length)
-                    check(shapes, settings.max_pixels)
-                parts = await pictures(request, image, mask, shapes)
-                spec = desk.models.of(caller(request).tenant)
-                params = read(InpaintRequest, ORIGINAL).params_for(spec)
-                _, result = await desk.run(request, spec.name, parts, params, permit=permit)
+        desk.visit(request)
+        head_length = request.headers.get(HEAD_LENGTH)
+        body = await (request.body() if head_length is None else collect(request.stream()))
+        with desk.watch(request):
+            if head_length is None:
+                given = read(Preprocessed, bytes(body))
+                check(given, settings.max_pixels)
+                shapes: Shapes = given
+                image = await decode(given.image_tensor_b64, "image_tensor_b64")
+                mask = await decode(given.mask_tensor_b64, "mask_tensor_b64")
+            else:
+                shapes, image, mask = split(body, head_length)
+                check(shapes, settings.max_pixels)
+            parts = await pictures(request, image, mask, shapes)
+            spec = desk.models.of(caller(request).tenant)
+            params = read(InpaintRequest, ORIGINAL).params_for(spec)
+            _, result = await desk.run(request, spec.name, parts, params)
         headers = {"x-inference-time-ms": f"{(time.perf_counter() - began) * 1000:.1f}"}
         if wants_text(request) or (head_length is None and "image/" not in request.headers.get("accept", "")):
             return PlainTextResponse(await encode(bytes(result.data)), headers=headers)

@@ -11,6 +11,8 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from functools import partial
+from typing import Protocol
 
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -32,10 +34,12 @@ from core.errors import (
 from core.settings import Settings
 from core.signing import Signer, is_signed
 from core.trace import CURRENT, Trace
+from engine.intake import Charge, Intake, network
 from engine.metrics import Metrics
 
 log = logging.getLogger("imagepool.http")
-MIN_RATE = 512  # bytes per second that a body must bring on average after its first silence
+MIN_RATE = 1024  # bytes per second that a body must bring on average in each window of `body_timeout`
+PIECE = 1 << 20  # bytes that are received before others have their turn
 ENVELOPE = 64 << 10  # bytes a form or JSON may have beside the file itself
 PUBLIC = frozenset({"/", "/health", "/ready", "/metrics", "/docs", "/openapi.json", "/favicon.ico"})
 PUBLIC_UNDER = ("/health/", "/v2/health/", "/static/")
@@ -93,57 +97,127 @@ def _nothing(_: memoryview) -> int:
     return 0
 
 
+class Room(Protocol):
+    """Where a body is received: `buffer` has as many bytes as there is room for so far."""
+
+    buffer: memoryview
+
+    async def grow(self) -> memoryview:
+        """The buffer made longer, with what it held at its beginning; up to the length that the room was made for."""
+
+
 class Body:
-    """A `receive` that counts: `TooLarge` beyond the limit, `RequestTimeout` after a silence or for a trickle.
+    """A `receive` that counts: `TooLarge` beyond the limit, `Overloaded` when too much is on its way at once,
+    `RequestTimeout` for a client that brings less than `MIN_RATE` in any `window` of seconds spent waiting for it.
 
     `take(buffer)` is our protocol's short way: it writes what is there into the buffer and says how many bytes.
+    `payer()` gives the account that the bytes are charged to, asked once they come.
     """
 
-    __slots__ = ("_began", "_clock", "_complete", "_receive", "_silence", "_take", "limit", "size")
+    __slots__ = (
+        "_charge", "_clock", "_complete", "_mark", "_payer", "_receive", "_take", "_waited", "_window", "limit", "size",
+    )  # fmt: skip
 
     def __init__(
         self,
         receive: Receive,
-        silence: float,
+        window: float,
         clock: Callable[[], float],
         take: Callable[[memoryview], int] = _nothing,
+        payer: Callable[[], Charge] | None = None,
     ) -> None:
-        self._receive, self._silence, self._clock, self._take = receive, silence, clock, take
-        self._began, self._complete = clock(), False
+        self._receive, self._window, self._clock, self._take = receive, window, clock, take
+        self._payer = payer
+        self._charge: Charge | None = None
+        self._complete = False
+        self._waited = 0.0  # seconds of this window that passed
+        self._mark = 0  # the size when it began
         self.limit = self.size = 0
 
     async def __call__(self) -> Message:
         if self._complete:
             return await self._receive()
-        allowance = self._began + self._silence + self.size / MIN_RATE - self._clock()
+        patience, began = self._patience(), self._clock()
         try:
-            async with asyncio.timeout(min(self._silence, allowance)):
+            async with asyncio.timeout(patience):
                 message = await self._receive()
         except TimeoutError:
-            raise RequestTimeout("the request's body did not arrive in time; send it again, faster") from None
+            raise _too_slow() from None
+        self._waited += self._clock() - began
         if message["type"] == "http.request":
-            self.size += len(message.get("body", b""))
+            self._arrived(len(message.get("body", b"")))
             self._complete = not message.get("more_body", False)
             if self.size > self.limit:
                 raise too_large(self.limit)
         return message
 
-    async def fill(self, buffer: memoryview) -> None:
-        """Write the whole body into `buffer`, which is as long as was announced. Raises `BadRequest` when the body is
-        of another length, `ClientDisconnect`, and what a call raises."""
+    async def fill(self, room: Room, length: int) -> None:
+        """Receive the whole body, of the length that was announced. Raises `BadRequest` when it is of another one,
+        `ClientDisconnect`, and what a call raises."""
+        buffer, quiet = room.buffer, PIECE
         while not self._complete:
+            if self.size == len(buffer) < length:
+                buffer = await room.grow()
             if taken := self._take(buffer[self.size :]):
-                self.size += taken
-                self._complete = self.size == len(buffer)
+                self._arrived(taken)
+                self._complete = self.size == length
+                if self.size > quiet:
+                    quiet = self.size + PIECE
+                    await asyncio.sleep(0)
                 continue
-            begin = self.size
-            message = await self()
-            if message["type"] != "http.request":
-                raise ClientDisconnect
-            ended_early = not message.get("more_body", False) and self.size < len(buffer)
-            if ended_early or self.size > len(buffer):
-                raise BadRequest("the body is not as long as its Content-Length says")
-            buffer[begin : self.size] = message.get("body", b"")
+            begin, piece = self.size, await self._piece()
+            self._check_length(length)
+            while self.size > len(buffer):
+                buffer = await room.grow()
+            buffer[begin : self.size] = piece
+
+    async def gather(self, room: Room, most: int) -> None:
+        """Receive the whole body, when its length was not announced. Raises as `fill`, and `TooLarge` beyond `most`."""
+        buffer = room.buffer
+        while not self._complete:
+            begin, piece = self.size, await self._piece()
+            if self.size > most:
+                raise too_large(most)
+            while self.size > len(buffer):
+                buffer = await room.grow()
+            buffer[begin : self.size] = piece
+
+    def settle(self) -> None:
+        """What came is counted elsewhere from now on, or gone."""
+        if self._charge is not None:
+            self._charge.close()
+
+    def _check_length(self, announced: int) -> None:
+        if self.size > announced or (self._complete and self.size < announced):
+            raise BadRequest("the body is not as long as its Content-Length says")
+
+    async def _piece(self) -> bytes:
+        message = await self()
+        if message["type"] != "http.request":
+            raise ClientDisconnect
+        piece: bytes = message.get("body", b"")
+        return piece
+
+    def _patience(self) -> float:
+        """Seconds that the next bytes may take: to the end of this window, or, where enough came in it, of the next."""
+        enough = self.size - self._mark >= MIN_RATE * self._window
+        if self._waited >= self._window:
+            if not enough:
+                raise _too_slow()
+            self._mark, self._waited, enough = self.size, 0.0, False
+        return self._window * (1 + enough) - self._waited
+
+    def _arrived(self, size: int) -> None:
+        self.size += size
+        if self._charge is None:
+            if self._payer is None or not size:
+                return
+            self._charge = self._payer()
+        self._charge.add(size)
+
+
+def _too_slow() -> RequestTimeout:
+    return RequestTimeout("the request's body did not arrive in time; send it again, faster")
 
 
 def too_large(limit: int) -> TooLarge:
@@ -165,8 +239,11 @@ class Door:
         clock: Callable[[], float] = time.monotonic,
         signer: Signer | None = None,
         leaving: Callable[[], bool] = lambda: False,
+        intake: Intake | None = None,
     ) -> None:
         self.app, self._metrics, self._signer, self._leaving = app, metrics, signer, leaving
+        self._intake = intake or Intake(settings.body_bytes)
+        self._lora_intake = Intake(max(1, settings.lora_max))  # one may be larger than all else together
         self._settings, self._keys, self._wardrobe, self._clock = settings, keys, wardrobe, clock
         self._access = AccessLog(settings.access_log, clock)
         self._rates = RateLimiter(settings.tiers, clock)
@@ -198,7 +275,9 @@ class Door:
             await send(message)
 
         take = scope.get("extensions", {}).get(TAKE, _nothing)
-        scope["body"] = body = Body(receive, self._settings.body_timeout, self._clock, take)
+        scope["body"] = body = Body(
+            receive, self._settings.body_timeout, self._clock, take, partial(self._charge, scope)
+        )
         self._metrics.http_in_progress.inc()
         try:
             body.limit = self._enter(scope, headers, extra)
@@ -217,12 +296,19 @@ class Door:
             if not status:
                 await self._wardrobe.respond(fault, scope["path"], name)(scope, receive, answer)
         finally:
+            body.settle()
             self._metrics.http_in_progress.dec()
             took = time.perf_counter() - began
             where = route(scope)
             self._metrics.http(scope["method"], where, status, took, received=body.size, sent=sent)
             if status >= self._access.least:
                 self._access.note(scope, where, status, took, body.size, sent)
+
+    def _charge(self, scope: Scope) -> Charge:
+        """The account that a request's bytes are charged to."""
+        client, who = scope.get("client"), scope.get("caller")
+        intake = self._lora_intake if scope["path"] == LORA_UPLOAD else self._intake
+        return intake.charge(network(client[0]) if client else "", who.tenant if who else "")
 
     def _may_listen(self, scope: Scope) -> bool:
         """Whether a web socket is let in. What is said on it is bounded by the protocol."""

@@ -16,16 +16,17 @@ from starlette.types import Receive, Scope, Send
 
 from api.auth import Caller
 from api.errors import MethodNotAllowed
-from api.limits import GONE, content_length, file_limit, too_large, whole
+from api.limits import GONE, Body, content_length, file_limit, too_large, whole
 from api.options import Options, read_options
 from api.submission import Submission, media_type, read_form, read_parts, read_query
-from core.errors import BadRequest, TooLarge, UnsupportedEncoding
+from core.errors import BadRequest, UnsupportedEncoding
 from core.header import read_header
 from core.job import Job
 from core.model import ModelSpec
 from core.request import ImagePart, ImageRequest
 from core.settings import Settings
 from engine.engine import Engine
+from engine.landing import Landing
 from engine.permit import Permit
 from engine.results import Loan
 
@@ -67,34 +68,41 @@ class Run:
             raise BadRequest(f"model '{spec.name}' needs a mask: send multipart/form-data with image and mask")
         most = file_limit(who, self._settings)
         length = content_length(headers)
-        if length is None:
-            data = await _collect(receive, most)
-            with self._admit(len(data), who) as permit:
-                permit.buffer[:] = data
-                return await self._image(spec, scope, options, permit, len(data), receive)
-        if length > most:
+        if length is not None and length > most:
             raise too_large(most)
-        with self._admit(length, who) as permit:
-            await scope["body"].fill(permit.buffer)
-            return await self._image(spec, scope, options, permit, length, receive)
+        self._ask(length, who)
+        body: Body = scope["body"]
+        with self._engine.land(most if length is None else length) as landing:
+            if length is None:
+                await body.gather(landing, most)
+            else:
+                await body.fill(landing, length)
+            permit = self._admit(body.size, who, landing)
+        with permit:
+            return await self._image(spec, scope, options, permit, body.size, receive)
 
     async def _form(self, spec: ModelSpec, scope: Scope, receive: Receive) -> tuple[Job, Loan]:
         """The body is a form with `image`, perhaps `mask`, and options."""
         who: Caller = scope["caller"]
         found = Submission()
         read_query(found, scope["query_string"])
-        length = content_length(dict(scope["headers"]))
-        with self._admit(length if length is not None else self._settings.max_body, who) as permit:
-            most = file_limit(who, self._settings)
-            await read_form(found, Headers(scope=scope), Request(scope, whole(receive)).stream(), most)
-            options = read_options(spec, who, found.fields)
-            parts = read_parts(spec, found, most, self._settings.max_pixels)
-            return await self._run(spec, who, options, parts, permit, scope, receive)
+        self._ask(content_length(dict(scope["headers"])), who)
+        most = file_limit(who, self._settings)
+        await read_form(found, Headers(scope=scope), Request(scope, whole(receive)).stream(), most)
+        options = read_options(spec, who, found.fields)
+        parts = read_parts(spec, found, most, self._settings.max_pixels)
+        return await self._run(spec, who, options, parts, None, scope, receive)
 
-    def _admit(self, size: int, who: Caller) -> Permit:
+    def _ask(self, length: int | None, who: Caller) -> None:
+        """Whether a body of that length may come; one of unknown length where any may."""
+        if length == 0:
+            raise _empty()
+        self._engine.ask(length or 0, who.tenant)
+
+    def _admit(self, size: int, who: Caller, landing: Landing) -> Permit:
         if size == 0:
-            raise BadRequest("the body is empty; send the encoded image")
-        return self._engine.admit(size, who.tenant)
+            raise _empty()
+        return self._engine.admit(size, who.tenant, landing=landing)
 
     async def _image(
         self, spec: ModelSpec, scope: Scope, options: Options, permit: Permit, size: int, receive: Receive
@@ -109,7 +117,7 @@ class Run:
         who: Caller,
         options: Options,
         parts: tuple[ImagePart, ...],
-        permit: Permit,
+        permit: Permit | None,
         scope: Scope,
         receive: Receive,
     ) -> tuple[Job, Loan]:
@@ -124,6 +132,7 @@ class Run:
             durable=False,
             dialect="run",
         )
+        scope["body"].settle()
         with Watch(scope, receive):
             return await self._engine.lend(request, permit)
 
@@ -170,18 +179,8 @@ class Watch:
             self._on_gone()
 
 
-async def _collect(receive: Receive, most: int) -> bytearray:
-    """The body, when its length was not announced."""
-    data = bytearray()
-    while True:
-        message = await receive()
-        if message["type"] != "http.request":
-            raise ClientDisconnect
-        data += message.get("body", b"")
-        if len(data) > most:
-            raise TooLarge(f"the image has more than {most} bytes")
-        if not message.get("more_body", False):
-            return data
+def _empty() -> BadRequest:
+    return BadRequest("the body is empty; send the encoded image")
 
 
 def _headers(job: Job, loan: Loan) -> list[tuple[bytes, bytes]]:

@@ -101,7 +101,11 @@ class Settings(BaseSettings):
     max_output_pixels: Count = setting(
         "Network", 100_000_000, "Most pixels of a result, told from the request; a model's file may say less.", ge=1)
     header_timeout: Duration = setting("Network", 10.0, "How long a client may take to send its headers.", gt=0)
-    body_timeout: Duration = setting("Network", 30.0, "Longest silence while a client sends its body.", gt=0)
+    body_timeout: Duration = setting(
+        "Network", 10.0, "Within each such time a client must send 1 KiB of its body per second on average.", gt=0)
+    body_bytes: Size = setting("Network", 1 * GIB, "Most bytes of request bodies on their way at once.", ge=MIB)
+    address_share: float = setting(
+        "Network", 0.5, "Largest part of these that may come from one address (IPv6: one /64).", gt=0, le=1)
     fetch: Literal["off", "public", "any"] = setting(
         "Network", "public", "Hosts asked for images and told of ends: none, those of the open internet, or any.")
     request_timeout: Duration = setting("Network", 600.0, "Longest that one request waits for its image.", gt=0)
@@ -148,7 +152,8 @@ class Settings(BaseSettings):
     max_queue_delay: Duration = setting("Queue", 0.05, "Longest wait for a fuller batch.", ge=0)
     queue_jobs: Count = setting("Queue", 10_000, "Most jobs that may be in the server, waiting or running.", ge=1)
     queue_bytes: Size = setting("Queue", 2 * GIB, "Most bytes of images that those jobs may hold.", ge=MIB)
-    tenant_share: float = setting("Queue", 1.0, "Largest part of the queue that one tenant may fill.", gt=0, le=1)
+    tenant_share: float = setting(
+        "Queue", 1.0, "Largest part of the queue, and of body_bytes, that one tenant may fill.", gt=0, le=1)
 
     boot_timeout: Duration = setting("Workers", 600.0, "How long each part of a worker's boot may take.", gt=0)
     hang_floor: Duration = setting("Workers", 30.0, "A batch never counts as hung before it ran this long.", gt=0)

@@ -40,10 +40,12 @@ from engine.departures import Departures
 from engine.endings import Endings
 from engine.feed import JobEvent, past_events
 from engine.flights import Flights
+from engine.intake import Intake
 from engine.keeper import Keeper, resumed
+from engine.landing import Landing, images_into_arena
 from engine.live import Live
 from engine.metrics import Metrics
-from engine.permit import Permit, images_into_arena
+from engine.permit import Permit
 from engine.register import Register
 from engine.results import Loan, ResultBody, stored_result
 from engine.shutdown import Shutdown, draining_error
@@ -85,6 +87,8 @@ class Engine:
         self.storage = disk.Storage()
         self.started_at = time.time()
         self._rolling = False
+        self.intake = Intake(settings.body_bytes, address_share=settings.address_share,
+                             tenant_share=settings.tenant_share, refused=metrics.refused)
         self.register = Register(keeper.jobs)
         self.flights = Flights(arena)
         self.watched: Counter[str] = Counter()  # jobs by open event streams
@@ -173,18 +177,37 @@ class Engine:
 
     # --- what dialects ask ------------------------------------------------------------------------------------------
 
-    def admit(self, size: int, tenant: str = "anonymous", jobs: int = 1) -> Permit:
-        """Room for `jobs` jobs of `size` bytes together. Raises Overloaded, Draining, NoDevice or StorageFull."""
+    def ask(self, size: int, tenant: str = "anonymous") -> None:
+        """Whether a job of `size` bytes would be admitted now; nothing is reserved. For before a body is read: raises
+        as `admit`."""
+        self._check_serving()
+        try:
+            self.admission.ask(size, tenant=tenant)
+        except Overloaded:
+            self.metrics.refused("overloaded")
+            raise
+
+    def land(self, most: int) -> Landing:
+        """Room for a body of at most `most` bytes, to be received in shared memory. Raises StorageFull."""
+        return Landing(self.arena, most)
+
+    def admit(self, size: int, tenant: str = "anonymous", jobs: int = 1, landing: Landing | None = None) -> Permit:
+        """Room for `jobs` jobs of `size` bytes together. `landing`: where those bytes lie; the permit takes it over.
+        Raises Overloaded, Draining or NoDevice, and then holds nothing."""
+        self._check_serving()
+        try:
+            grant = self.admission.admit(size, jobs=jobs, tenant=tenant)
+        except Overloaded:
+            self.metrics.refused("overloaded")
+            raise
+        return Permit(grant, self.arena, size, landing.hand_over(size) if landing else None)
+
+    def _check_serving(self) -> None:
         if self.draining:
             raise draining_error()
         if not self.up and all(view.state in ("given_up", "stopped") for view in self.pool.view()):
             raise NoDevice("no device can serve: every worker has been given up; see /system/status for the reasons",
                            retry_after=60.0)
-        try:
-            return Permit(self.admission.admit(size, jobs=jobs, tenant=tenant), self.arena, size)
-        except Overloaded:
-            self.metrics.refused("overloaded")
-            raise
 
     @property
     def offered(self) -> Catalogue:
@@ -243,9 +266,11 @@ class Engine:
         for them. Raises the job's own error when it failed."""
         spec = self._served(request)
         with permit or self.admit(sum(image.size for image in request.images), request.tenant) as permit:
+            parts, spans = await images_into_arena(self.arena, request.images)
             if self.draining:  # it began while the body was read
+                for taken in spans:
+                    self.arena.give(taken)
                 raise draining_error()
-            parts, spans = images_into_arena(self.arena, request.images)
             job = self._new_job(replace(request, images=parts, durable=False) if spans or request.durable else request)
             grant, span = permit.hand_over()
         live = self._admit_live(job, spec, grant, [*spans, *([span] if span else [])])

@@ -82,7 +82,7 @@ class Metrics:
 
         self._jobs = self._counter("jobs", "Jobs that ended.", "model", "state", "dialect")
         self._restarts = self._counter("restarts", "Workers that were lost and started again.", "device", "cause")
-        self._refusals = self._counter("refusals", "Requests not admitted, by the code of the error.", "reason")
+        self._refusals = self._counter("refusals", "Requests not admitted, by error or budget.", "reason")
         self._http = self._counter("http_requests", "Answers given.", "method", "route", "status")
         self._batches = self._histogram("batch_size", "Images per batch.", BATCHES, "model", "resolution")
         self._http_seconds = self._histogram("http_request_seconds", "Seconds per answer.", SECONDS, "method", "route")
@@ -133,7 +133,7 @@ class Metrics:
         self._restarts[device, cause[:64]].inc()
 
     def refused(self, reason: str) -> None:
-        """A request was not admitted; `reason` is the error's code."""
+        """A request was not admitted; `reason` is the error's code, or of which budget it had too much."""
         self._refusals[(reason,)].inc()
 
     def http(self, method: str, route: str, status: int, seconds: float, *, received: int = 0, sent: int = 0) -> None:
@@ -173,6 +173,7 @@ class _Snapshot(Collector):
         if self.latest is None:
             return
         yield from _queue_gauges(self.latest.get("queue", {}))
+        yield from _receiving_gauges(self.latest.get("receiving", {}))
         yield from _device_gauges(self.latest.get("workers", ()))
         yield _gauge("uptime_seconds", "Seconds since the server started.", self.latest.get("uptime"))
         yield _gauge("ready", "1 when a device can serve.", bool(self.latest.get("ready")))
@@ -201,6 +202,12 @@ def _queue_gauges(queue: Mapping[str, Any]) -> Iterator[Metric]:
     for kind, count in list(by_model.items())[:MOST_SERIES]:
         imagen.add_metric([f"{kind}-jobs"], count)
     yield imagen
+
+
+def _receiving_gauges(receiving: Mapping[str, Any]) -> Iterator[Metric]:
+    yield _gauge("receiving_bodies", "Request bodies on their way.", receiving.get("bodies"))
+    yield _gauge("receiving_bytes", "Bytes of those that have come.", receiving.get("bytes"))
+    yield _gauge("receiving_limit_bytes", "Most such bytes at once.", receiving.get("limit_bytes"))
 
 
 _DEVICE_GAUGES = (

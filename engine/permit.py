@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
 from types import TracebackType
 
-from core.errors import StorageFull
-from core.request import ImagePart, Span
+from core.request import Span
 from scheduler.admission import Grant
 from workers.arena import Arena
 
 
 class Permit:
-    """Given by `Engine.admit` before a body is read. `Engine.submit` takes it over; one that is never used is given
-    back when its `with` block is left."""
+    """Given by `Engine.admit`. `Engine.submit` takes it over; one that is never used is given back when its `with`
+    block is left. `span`: shared memory that holds the bytes already, from now on the permit's."""
 
     __slots__ = ("_arena", "_grant", "_size", "_span")
 
-    def __init__(self, grant: Grant, arena: Arena, size: int) -> None:
+    def __init__(self, grant: Grant, arena: Arena, size: int, span: Span | None = None) -> None:
         self._grant: Grant | None = grant
         self._arena = arena
         self._size = size
-        self._span: Span | None = None
+        self._span = span
 
     @property
     def span(self) -> Span:
@@ -47,9 +44,7 @@ class Permit:
     def transfer(self) -> Permit:
         """A permit that holds what this one held; this one holds nothing any more."""
         grant, span = self.hand_over()
-        heir = Permit(grant, self._arena, self._size)
-        heir._span = span
-        return heir
+        return Permit(grant, self._arena, self._size, span)
 
     def release(self) -> None:
         """Give everything back. A second call, or one after `submit`, does nothing."""
@@ -66,22 +61,3 @@ class Permit:
         self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.release()
-
-
-def images_into_arena(arena: Arena, images: Sequence[ImagePart]) -> tuple[tuple[ImagePart, ...], list[Span]]:
-    """Images that came as bytes, copied into shared memory, and the spans taken for them; those that are there already
-    stay as they are. Raises `StorageFull`, and then holds nothing."""
-    parts: list[ImagePart] = []
-    spans: list[Span] = []
-    try:
-        for part in images:
-            if not isinstance(part.data, Span | str):
-                spans.append(arena.take_input(len(part.data)))
-                arena.view(spans[-1])[:] = part.data
-                part = replace(part, data=spans[-1])
-            parts.append(part)
-    except StorageFull:
-        for span in spans:
-            arena.give(span)
-        raise
-    return tuple(parts), spans

@@ -44,6 +44,11 @@ def take(engine: Engine) -> dict[str, Any]:
             "limit_jobs": engine.settings.queue_jobs,
             "limit_bytes": engine.settings.queue_bytes,
         },
+        "receiving": {
+            "bodies": engine.intake.bodies,
+            "bytes": engine.intake.bytes,
+            "limit_bytes": engine.intake.most,
+        },
         "jobs": {
             "total": engine.register.numbered,
             "queued": counts[State.QUEUED],

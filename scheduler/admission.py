@@ -75,8 +75,12 @@ class Admission:
         self._left_jobs, self._left_bytes = Rate(), Rate()
 
     def admit(self, size: int, *, jobs: int = 1, tenant: str = "anonymous") -> Grant:
-        """Room for `jobs` jobs of `size` bytes in all. Raises `TooLarge` when that would not fit an empty queue either,
-        `Overloaded` when it does not fit now; nothing has changed then."""
+        """Room for `jobs` jobs of `size` bytes in all. Raises as `ask`; nothing has changed then."""
+        self.ask(size, jobs=jobs, tenant=tenant)
+        return self.force(size, jobs=jobs, tenant=tenant)
+
+    def ask(self, size: int, *, jobs: int = 1, tenant: str = "anonymous") -> None:
+        """Raise `TooLarge` when so much would not fit an empty queue either, `Overloaded` when it does not fit now."""
         if jobs < 1 or size < 0:
             raise ValueError(f"room for {jobs} jobs of {size} bytes makes no sense")
         if jobs > self.max_jobs or size > self.max_bytes:
@@ -91,7 +95,6 @@ class Admission:
         if held_jobs and (over_jobs > 0 or over_bytes > 0):
             inside = held_jobs / self.jobs
             raise self._overloaded("your own jobs fill your part of the queue", over_jobs, over_bytes, inside)
-        return self.force(size, jobs=jobs, tenant=tenant)
 
     def force(self, size: int, *, jobs: int = 1, tenant: str = "anonymous") -> Grant:
         """The same without asking whether there is room: for jobs that were accepted before a restart."""

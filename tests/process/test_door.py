@@ -123,8 +123,8 @@ async def test_a_client_that_leaves_in_mid_upload_leaves_nothing(door: Door) -> 
     async with nothing_happens(door.server):
         async with dial(door.port) as (_, writer):
             writer.write(post("/run/echo", len(IMAGE), IMAGE[:10]))
-            await until(lambda: door.server.engine.snapshot()["queue"]["bytes"])
-        await until(lambda: not door.server.engine.snapshot()["queue"]["bytes"])
+            await until(lambda: door.server.engine.snapshot()["receiving"]["bytes"] == 10)
+        await until(lambda: not door.server.engine.snapshot()["receiving"]["bytes"])
 
 
 async def test_a_client_that_leaves_a_durable_job_finds_it_again(door: Door) -> None:

@@ -12,7 +12,9 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from api.limits import TAKE, Body, whole
+from engine.landing import Landing
 from tests.process.door_kit import dial, listen, read_answer, settings, until
+from workers.arena import Arena
 
 TRAP = b"GET / HTTP/1.1\r\n\r\n"  # what a parser that lost its place would take for a request
 BODY = (TRAP + bytes(range(256))) * 2_000
@@ -26,6 +28,7 @@ class Mirror:
         self.taken = 0  # bytes that came the short way
         self.left = 0   # clients that went away in the middle of a body
         self.header = (b"x-note", b"fine")
+        self.arena = Arena(32 << 20)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"] == "/bytes":
@@ -60,9 +63,10 @@ class Mirror:
 
         body = Body(receive, 5.0, time.monotonic, take)
         body.limit = len(BODY)
-        buffer = bytearray(int(dict(scope["headers"])[b"content-length"]))
-        await body.fill(memoryview(buffer))
-        return buffer
+        length = int(dict(scope["headers"])[b"content-length"])
+        with Landing(self.arena, length) as landing:
+            await body.fill(landing, length)
+            return bytearray(landing.buffer)
 
 
 @pytest.fixture

@@ -115,21 +115,47 @@ async def test_a_silent_body_times_out() -> None:
     assert caught.value.retryable
 
 
-async def test_a_trickle_times_out_though_it_is_never_silent() -> None:
-    now = 0.0
+def paced(*steps: tuple[float, int]) -> Body:
+    """A body whose pieces come after so many seconds each, of so many bytes; the window is of ten seconds."""
+    now, coming = 0.0, iter(steps)
 
-    async def trickle() -> Message:
+    async def receive() -> Message:
         nonlocal now
-        now += 9.0
+        seconds, size = next(coming)
+        now += seconds
         await asyncio.sleep(0)
-        return {"type": "http.request", "body": b"a" * MIN_RATE, "more_body": True}
+        return {"type": "http.request", "body": bytes(size), "more_body": True}
 
-    body = Body(trickle, 10.0, lambda: now)
+    body = Body(receive, 10.0, lambda: now)
     body.limit = 1 << 30
+    return body
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [(1.0, MIN_RATE // 2)] * 20,  # never silent
+        [(9.0, 1)] * 3,
+        [(0.0, 50 << 20), (1.0, 10), *[(1.0, 10)] * 20],  # no credit for what came before
+        [*[(1.0, MIN_RATE)] * 30, *[(1.0, MIN_RATE // 2)] * 20],
+    ],
+)
+async def test_a_trickle_times_out_within_two_windows(steps: list[tuple[float, int]]) -> None:
+    body = paced(*steps)
     with pytest.raises(ImagePoolError) as caught:
-        for _ in range(5):
+        for _ in steps:
             await body()
     assert caught.value.code == "request_timeout"
+
+
+@pytest.mark.parametrize(
+    "steps", [[(1.0, MIN_RATE)] * 60, [(9.0, 20 * MIN_RATE)] * 10, [(0.0, 1), (9.5, 1), (0.4, 11 * MIN_RATE)]]
+)
+async def test_a_slow_client_that_keeps_the_rate_is_served(steps: list[tuple[float, int]]) -> None:
+    body = paced(*steps)
+    for _ in steps:
+        await body()
+    assert body.size == sum(size for _, size in steps)
 
 
 def spoken(*pieces: bytes) -> Body:
@@ -145,16 +171,57 @@ def spoken(*pieces: bytes) -> Body:
     return body
 
 
+class Shelf:
+    """Room that grows by one byte at a time."""
+
+    def __init__(self, length: int) -> None:
+        self.buffer, self._most = memoryview(bytearray(1)), length
+
+    async def grow(self) -> memoryview:
+        assert len(self.buffer) < self._most
+        self.buffer = memoryview(bytearray(self.buffer) + bytes(1))
+        return self.buffer
+
+
 async def test_a_body_fills_the_room_that_was_made_for_it() -> None:
-    room = bytearray(5)
-    await spoken(b"ab", b"cde", b"").fill(memoryview(room))
-    assert room == b"abcde"
+    room = Shelf(5)
+    await spoken(b"ab", b"cde", b"").fill(room, 5)
+    assert room.buffer == b"abcde"
+
+
+async def test_a_body_of_unknown_length_fills_what_room_it_needs() -> None:
+    room = Shelf(9)
+    body = spoken(b"ab", b"", b"cde")
+    await body.gather(room, 9)
+    assert room.buffer[: body.size] == b"abcde"
+    with pytest.raises(ImagePoolError) as caught:
+        await spoken(b"ab", b"cde").gather(Shelf(4), 4)
+    assert caught.value.code == "too_large"
+
+
+async def test_what_lies_ready_is_taken_without_waiting_and_room_grows_as_it_comes() -> None:
+    ready = bytearray(b"abcdefgh")
+
+    def take(buffer: memoryview) -> int:
+        size = min(len(buffer), len(ready), 3)
+        buffer[:size] = ready[:size]
+        del ready[:size]
+        return size
+
+    async def never() -> Message:
+        raise AssertionError
+
+    room = Shelf(8)
+    body = Body(never, 1.0, lambda: 0.0, take)
+    body.limit = 100
+    await body.fill(room, 8)
+    assert room.buffer == b"abcdefgh"
 
 
 @pytest.mark.parametrize("length", [3, 6])
 async def test_a_body_that_does_not_fill_its_room_is_refused(length: int) -> None:
     with pytest.raises(ImagePoolError) as caught:
-        await spoken(b"ab", b"cde").fill(memoryview(bytearray(length)))
+        await spoken(b"ab", b"cde").fill(Shelf(length), length)
     assert caught.value.code == "bad_request"
 
 
