@@ -27,6 +27,7 @@ from api.errors import Wardrobe, from_http, from_validation, problem
 from api.limits import CLIENT_GONE, Door, whole
 from api.run import PREFIX, Run
 from core import VERSION
+from core.disk import disk_fault
 from core.errors import ImagePoolError, InternalError
 from core.settings import Settings
 from engine.engine import Engine
@@ -138,6 +139,8 @@ def _handle_errors(api: FastAPI, wardrobe: Wardrobe) -> None:
         cause = fault.__cause__  # the framework wraps what the door raised while a body was read
         if fault.status_code == 405:
             fault = HTTPException(405, headers={"Allow": ", ".join(methods_at(api, request.scope))})
+        if isinstance(cause, OSError):  # where it spooled a form
+            cause = disk_fault(cause)
         return dressed(request, cause if isinstance(cause, ImagePoolError) else from_http(fault))
 
     @api.exception_handler(RequestValidationError)

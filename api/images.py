@@ -6,6 +6,7 @@ import binascii
 
 from starlette.datastructures import UploadFile
 
+from api.spool import spooled
 from core.data import Data
 from core.errors import BadRequest, InvalidImage, InvalidParameter, TooLarge, UnsupportedEncoding
 from core.header import read_header
@@ -32,7 +33,7 @@ async def read_upload(upload: UploadFile, role: Role = "image", *, max_bytes: in
     """A file of a multipart form as a part; its bytes are the truth, its name and content type are not looked at."""
     if upload.size is not None and upload.size > max_bytes:
         raise TooLarge(f"the {role} has {upload.size} bytes; the most is {max_bytes}", parameter=role)
-    return read_image(await upload.read(), role, max_pixels=max_pixels)
+    return read_image(spooled(upload.file), role, max_pixels=max_pixels)
 
 
 def check_mask(image: ImagePart, mask: ImagePart | None) -> None:

@@ -16,6 +16,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from api.images import read_image
 from api.iopaint_schema import Refused
+from core.data import Data
 from core.errors import BadRequest, InvalidImage, InvalidParameter, TooLarge
 from core.headers import png
 from core.request import ImagePart, Role
@@ -99,7 +100,7 @@ async def encode(data: bytes) -> bytes:
     return bytes(found)
 
 
-def parameters(data: bytes, *, max_pixels: int = 25_000_000) -> str:
+def parameters(data: Data, *, max_pixels: int = 25_000_000) -> str:
     """The text called "parameters" of a PNG, "" when it has none or is another image. Raises as `read_image`."""
     if read_image(data, max_pixels=max_pixels).header.format != "png":
         return ""

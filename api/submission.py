@@ -15,6 +15,9 @@ from api import strict_json
 from api.auth import Caller
 from api.images import check_mask, decode_base64, read_image
 from api.options import read_flag, read_options, single
+from api.spool import IN_MEMORY, collect, spooled
+from core.data import Data
+from core.disk import disk_fault
 from core.errors import BadRequest, InvalidParameter, TooLarge, UnsupportedEncoding
 from core.model import Catalogue, ModelSpec
 from core.request import ROLES, ImagePart, ImageRequest, Role
@@ -30,10 +33,10 @@ FIELDS: dict[str, Role] = {role: role for role in ROLES} | {f"{role}[]": role fo
 class Submission:
     """What was sent: images still encoded, fields still unchecked."""
 
-    images: dict[Role, list[bytes]] = field(default_factory=lambda: {role: [] for role in ROLES})
+    images: dict[Role, list[Data]] = field(default_factory=lambda: {role: [] for role in ROLES})
     fields: dict[str, Any] = field(default_factory=dict)
 
-    def add_image(self, role: Role, data: bytes) -> None:
+    def add_image(self, role: Role, data: Data) -> None:
         self.images[role].append(data)
 
     def add_field(self, name: str, value: Any) -> None:
@@ -43,7 +46,7 @@ class Submission:
 class _Form(MultiPartParser):
     """Starlette's parser, which takes a body that was cut off for a whole one."""
 
-    spool_max_size = 1 << 40  # the body was admitted and bounded: no temporary file
+    spool_max_size = IN_MEMORY
     complete = False
 
     def on_end(self) -> None:
@@ -60,7 +63,7 @@ async def read_submission(request: Request, max_file: int) -> Submission:
     elif kind == "application/json":
         _read_json(found, await request.body(), max_file)
     elif kind.startswith("image/") or kind == "application/octet-stream":
-        found.add_image("image", await request.body())
+        found.add_image("image", await collect(request.stream()))
     else:
         raise UnsupportedEncoding("send multipart/form-data, application/json or the image itself as image/*")
     return found
@@ -94,6 +97,8 @@ async def read_form(found: Submission, headers: Headers, body: AsyncIterator[byt
         raise BadRequest(f"the multipart body cannot be read: {fault.message}") from None
     except UnicodeError:
         raise BadRequest("the multipart body cannot be read: its names are not in the charset that it claims") from None
+    except OSError as fault:  # of the disk, where large files of a form lie
+        raise disk_fault(fault) from fault
     try:
         if not parser.complete:
             raise BadRequest("the multipart body ends before its last boundary; it was cut off or names another one")
@@ -104,7 +109,7 @@ async def read_form(found: Submission, headers: Headers, body: AsyncIterator[byt
                     raise InvalidParameter(
                         f"a file goes into {', '.join(ROLES)}, not '{name[:64]}'", parameter=name[:64]
                     )
-                found.add_image(role, _limited(await value.read(), role, max_file))
+                found.add_image(role, _limited(spooled(value.file), role, max_file))
             elif name in FIELDS:
                 raise InvalidParameter(f"'{name}' must be a file (a part with a filename)", parameter=name)
             else:
@@ -130,7 +135,7 @@ def _read_json(found: Submission, body: bytes, max_file: int) -> None:
             found.add_image(FIELDS[name], decode_base64(text, FIELDS[name], max_bytes=max_file))
 
 
-def _limited(data: bytes, role: Role, max_file: int) -> bytes:
+def _limited(data: Data, role: Role, max_file: int) -> Data:
     if len(data) > max_file:
         raise TooLarge(f"the {role} has {len(data)} bytes; the most is {max_file}", parameter=role)
     return data

@@ -10,6 +10,7 @@ import threading
 import urllib.parse
 from uuid import uuid4
 
+from core.data import Data
 from core.errors import BadRequest, StorageFull
 from store.faults import disk_faults
 from store.files import FileStore
@@ -28,7 +29,7 @@ class SavedImages:
         self._root = files.root / SAVED
         self._lock = threading.Lock()
 
-    def put(self, name: str, data: bytes, tenant: str = "anonymous") -> None:
+    def put(self, name: str, data: Data, tenant: str = "anonymous") -> None:
         """Keep the image; one of that name is replaced in one step. Raises `BadRequest` for what is no plain file name,
         `StorageFull` or `StorageFailed`."""
         if not NAME.fullmatch(name) or len(name.encode()) > 200:
