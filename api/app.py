@@ -35,7 +35,8 @@ from engine.engine import Engine
 DIALECTS = ("i2ii", "imagen", "iopaint", "lama_gateway", "kserve", "openai", "imagegenx", "lora", "web")
 EXPOSED = (
     "Location", "Retry-After", "ETag", "X-Request-ID", "X-Job-Id", "X-Device", "X-Batch-Size", "X-Compute-Ms",
-    "Server-Timing", "RateLimit", "RateLimit-Policy", "Preference-Applied", "X-Seed", "X-Inference-Time-Ms",
+    "X-Ignored", "Server-Timing", "RateLimit", "RateLimit-Policy", "Preference-Applied", "X-Seed",
+    "X-Inference-Time-Ms",
 )  # fmt: skip
 
 

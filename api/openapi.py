@@ -139,7 +139,7 @@ def _run_path() -> dict[str, Any]:
         "description": "The model's parameters, each a field of its own.",
     })  # fmt: skip
     responses = {str(status): _problem(status) for status in (404, 405, 504, *REFUSALS)}
-    names = ("X-Job-Id", "X-Device", "X-Batch-Size", "X-Compute-Ms", "Server-Timing")
+    names = ("X-Job-Id", "X-Device", "X-Batch-Size", "X-Compute-Ms", "Server-Timing", "X-Ignored")
     headers = {name: {"schema": TEXT} for name in names}
     responses["200"] = {"description": "The resulting image", "content": IMAGE, "headers": headers}
     return {

@@ -7,7 +7,8 @@ query. Nothing is stored; a client that goes away cancels its job at once.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import urllib.parse
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from starlette.datastructures import Headers
@@ -31,6 +32,7 @@ from engine.permit import Permit
 from engine.results import Loan
 
 PREFIX = "/run/"
+MOST_TOLD = 1024  # bytes of a header
 
 
 class Run:
@@ -188,7 +190,7 @@ def _headers(job: Job, loan: Loan) -> list[tuple[bytes, bytes]]:
     assert result is not None
     timings = result.timings
     told = ", ".join(f"{stage};dur={seconds * 1000:.2f}" for stage, seconds in timings.items())
-    return [
+    headers = [
         (b"content-type", loan.media_type.encode()),
         (b"content-length", b"%d" % loan.size),
         (b"x-job-id", job.id.encode()),
@@ -197,3 +199,16 @@ def _headers(job: Job, loan: Loan) -> list[tuple[bytes, bytes]]:
         (b"x-compute-ms", b"%.2f" % (timings.get("compute", 0.0) * 1000)),
         (b"server-timing", told.encode()),
     ]
+    if ignored := result.facts.get("ignored"):
+        headers.append((b"x-ignored", _quoted(ignored)))
+    return headers
+
+
+def _quoted(words: Sequence[str]) -> bytes:
+    """Words percent-encoded, as many of the first ones as `MOST_TOLD` bytes hold."""
+    told = urllib.parse.quote(words[0])[:MOST_TOLD]
+    for word in words[1:]:
+        if len(longer := f"{told}, {urllib.parse.quote(word)}") > MOST_TOLD:
+            break
+        told = longer
+    return told.encode()

@@ -9,17 +9,21 @@ bright" bounds what was asked elsewhere. Operations come out in the order in whi
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
+from core import objects
 from core.errors import InvalidParameter
-from core.vocabulary import LEXICON, LONGEST, OPPOSITES, STAGES, Term, base, examples, tokens
+from core.objects import Phrase, phrase
+from core.vocabulary import ASIDE, LEXICON, LONGEST, OPPOSITES, STAGES, Term, base, examples, tokens
 
 STRONGEST = 2.0
 FAINTEST = 0.05
 NOT_TOO = 0.5
 BESIDE_A_MOOD = 0.5
+MOST_IGNORED, MOST_LETTERS = 32, 32  # words that are told to have no effect, and letters of each
 _CLAUSE_ENDS = frozenset(".,;:!?。\n")
 _UNKNOWN = Term("unknown")
 
@@ -43,6 +47,13 @@ def read_recipe(prompt: str, negative: str = "") -> tuple[Operation, ...]:
     Raises `InvalidParameter` when no operation is understood in the prompt itself, with the list of what is."""
     wanted = _Reader(prompt)
     if not wanted.strengths:
+        if wanted.things:
+            raise InvalidParameter(
+                f"this model changes the whole picture and finds no single thing in it, so it cannot do "
+                f"'{wanted.things[0][:MOST_LETTERS]}' for a part ({', '.join(wanted.ignored[:8])}); try one or several "
+                f"of: {examples()}, or a model that draws",
+                parameter="prompt", ignored=wanted.ignored,
+            )
         if wanted.banned | wanted.waved:
             raise InvalidParameter("the prompt only says what not to do; name an edit to make", parameter="prompt")
         raise InvalidParameter(
@@ -50,6 +61,13 @@ def read_recipe(prompt: str, negative: str = "") -> tuple[Operation, ...]:
             parameter="prompt",
         )
     return wanted.operations(without=named(negative))
+
+
+def read_prompt(prompt: str, negative: str = "") -> tuple[tuple[Operation, ...], list[str]]:
+    """As `find_operations`, and the prompt's words that have no effect, each once, in their order: those that nobody
+    knows, and the colours and degrees of things that cannot be found."""
+    reader = _Reader(prompt)
+    return reader.operations(without=named(negative)), reader.ignored
 
 
 def find_operations(prompt: str, negative: str = "") -> tuple[Operation, ...]:
@@ -72,7 +90,11 @@ class _Reader:
         self.banned: set[str] = set()
         self.waved: set[str] = set()  # banned by a weak word: "night without stars" is still night
         self.caps: set[str] = set()
-        self._read(_phrases(unicodedata.normalize("NFKC", text)))
+        phrases = _phrases(unicodedata.normalize("NFKC", text))
+        places = objects.bound(phrases)
+        self.things = [phrases[at].text for at in sorted(places)]
+        self.ignored = [word[:MOST_LETTERS] for word in objects.things(phrases, places)[:MOST_IGNORED]]
+        self._read([_UNKNOWN if at in places else each.term for at, each in enumerate(phrases)])
         for name in self.banned | (self.waved & self.weak):
             self.strengths.pop(name, None)
         self._drop_weak()
@@ -152,23 +174,41 @@ class _Reader:
                 del self.strengths[name]
 
 
-def _phrases(text: str) -> list[Term]:
-    """The text as terms: at each place the longest phrase of the lexicon, else a number, a clause end or unknown."""
+def _phrases(text: str) -> list[Phrase]:
+    """The text as phrases: at each place the longest one of the lexicon, else one that means no operation, a number, a
+    clause end, or a word that nobody knows."""
     words = tokens(text)
-    bases = [base(word) for word in words]
-    found: list[Term] = []
+    bases = [word if word >= "㐀" else base(word) for word in words]
+    found: list[Phrase] = []
     at = 0
     while at < len(words):
-        for size in range(min(LONGEST, len(words) - at), 0, -1):
-            term = LEXICON.get(tuple(words[at : at + size])) or LEXICON.get(tuple(bases[at : at + size]))
+        longest = max(LONGEST.get(words[at], 0), LONGEST.get(bases[at], 0))
+        for size in range(min(longest, len(words) - at), 0, -1):
+            some = tuple(words[at : at + size])
+            term = LEXICON.get(some) or (None if some[0] >= "㐀" else LEXICON.get(tuple(bases[at : at + size])))
             if term is not None:
-                found.append(term)
+                found.append(phrase(term, _joined(some)))
                 at += size
                 break
         else:
-            found.append(_other(words[at]))
-            at += 1
+            size, term = _aside(words, at)
+            found.append(phrase(term, _joined(words[at : at + size])))
+            at += size
     return found
+
+
+def _aside(words: list[str], at: int) -> tuple[int, Term]:
+    """How many words from here are one that means no operation, and what it is."""
+    for size in (2, 1):
+        some = words[at : at + size]
+        term = ASIDE.get(tuple(some)) or ASIDE.get((*some[:-1], some[-1].removesuffix("'s").removesuffix("s")))
+        if term is not None and len(some) == size:
+            return size, term
+    return 1, _other(words[at])
+
+
+def _joined(words: Sequence[str]) -> str:
+    return ("" if words[0] >= "㐀" else " ").join(words)
 
 
 def _other(word: str) -> Term:

@@ -117,6 +117,23 @@ by | by, increase, raise, boost | 增加, 提高, 提升, 增强, 加强
 skip | not only, not just, nothing but, falling, ice cream, spring roll, no matter | 漂亮, 月亮, 不仅, 不但, 不只, 冷静, 雨伞, 一点也, 无论, 点缀
 """
 
+# Words that mean no operation. They say what a colour or a degree beside them is meant for (`core.objects`). "picture"
+# and "aspect": the picture and what it has as a whole; "scene": a place that fills it; "manner": adjectives of no use;
+# "link": between a thing and what it is to be; "cause": verbs that make things so.
+_ASIDE = """
+picture | it, everything, thing, things, stuff, picture, image, photo, photograph, photography, pic, shot, snapshot, frame, portrait, selfie, composition, artwork, art, render, rendering, wallpaper, version, look, style, effect, filter, finish, feel, feeling, vibe, mood, atmosphere, ambience, aesthetic, edit, edition, result, exposure, design, colouring, grading, grade, theme | 图片, 图像, 照片, 相片, 画面, 画质, 整体, 全图, 图, 照, 人像, 风格, 风, 效果, 感觉, 感, 氛围, 气氛, 作品, 版本, 滤镜, 画, 它, 片子
+aspect | light, lighting, shadow, highlight, hue, tint, palette, shade, scheme, background light, sunlight, daylight, lamp, contour, outline, edge, line, stroke, texture, particle | 光线, 光, 灯光, 阴影, 高光, 颜色, 色彩, 调子, 线条, 边缘, 影调
+scene | scene, scenery, landscape, cityscape, city, town, village, street, alley, room, interior, kitchen, bedroom, bathroom, office, cafe, restaurant, shop, studio, place, world, land, view, vista, weather, day, morning, afternoon, evening, hour, time, season, climate, horizon, environment, setting, machine, era, age, period | 场景, 风景, 景色, 景观, 城市, 街道, 世界, 房间, 天气, 早晨, 清晨, 时代, 季节
+manner | beautiful, nice, lovely, pretty, good, great, better, best, amazing, stunning, gorgeous, awesome, natural, realistic, professional, modern, artistic, elegant, clean, fresh, cute, romantic, epic, high, quality, perfect, overall, general, generally, everywhere, nicely, beautifully, new, different | 清新, 唯美, 好看, 浪漫, 自然, 干净, 高级, 可爱, 温馨, 优雅, 美丽, 完美, 真实
+determiner | her, his, their, my, your, our, its, this, that, these, those, some, both, each, every, all, whole, entire, any, up, down, out | 这, 那, 这张, 这个, 那个, 那张, 整张, 整个, 所有, 全部, 她, 他, 我, 你, 我的, 她的, 他的
+of | of, on, at, around, over | 上, 里, 中
+to | to, into, in | 为, 成
+link | wear, wears, wearing, dressed, should, would, could, will, can, must, is, are, be, was, were, become, becomes, becoming, look, looks, looking, seem, seems, appear, get, gets, as, like, being | 变, 变得, 染成, 染, 换成, 换, 涂成, 画成, 调成, 调, 弄成, 做成, 得, 是, 偏, 显得
+cause | paint, dye, recolour, set, render, have, want, wants, colourise, tinted, repaint, swap, replace, put, show | 将, 给, 想要, 希望
+possessing | 's | 的
+small | please, thanks, thank, you, i, me, we, he, she, they, so, if, for, from, than, about, just, there, here, what, which, who, how, much, many, also, too, do, did, has, had, one, two, kind, sort, way | 请, 帮, 帮我, 了, 着, 地, 张, 个, 只是, 一下, 吧, 啊, 呢, 吗, 一张, 一个, 一件, 一条, 一只, 一种, 一幅, 种, 幅, 些, 点
+"""
+
 OPPOSITES: Mapping[str, str] = {
     "brighter": "darker", "darker": "brighter", "contrast": "flat", "flat": "contrast", "warmer": "cooler",
     "cooler": "warmer", "vivid": "muted", "muted": "vivid", "sharpen": "soft", "soft": "sharpen", "blur": "sharpen",
@@ -188,7 +205,15 @@ COLOURS: Mapping[str, str] = {row[0]: row[1] for row in _rows(_COLOURS)}
 """Colour names and their sRGB as hex."""
 
 LEXICON: Mapping[tuple[str, ...], Term] = _lexicon()
-LONGEST = max(map(len, LEXICON))
+ASIDE: Mapping[tuple[str, ...], Term] = {
+    tuple(tokens(word)): Term(kind) for kind, *cells in _rows(_ASIDE) for word in _terms(*cells) if tokens(word)
+}
+"""Words beside those of the lexicon, which come first."""
+
+LONGEST: dict[str, int] = {}
+"""By first word, the length of the longest phrase."""
+for _phrase in LEXICON:
+    LONGEST[_phrase[0]] = max(len(_phrase), LONGEST.get(_phrase[0], 0))
 _KNOWN = {token for phrase in LEXICON for token in phrase}
 
 

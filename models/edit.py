@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from core.recipe import Operation, read_recipe
+from core.recipe import Operation, read_prompt, read_recipe
 from core.vocabulary import STAGES
 from models.base import Adapter, Item, Output
 from models.checkpoint import in_parts
@@ -28,7 +28,8 @@ CHUNK_PIXELS = 4_000_000
 
 
 class Edit(Adapter):
-    """Applies the prompt's operations. Output keeps the input's size; `facts["recipe"]` says what was understood."""
+    """Applies the prompt's operations. Output keeps the input's size; `facts["recipe"]` says what was understood,
+    `facts["ignored"]` which words were not."""
 
     def warm_up(self) -> None:
         self.run([Item({"prompt": "sunset", "steps": 10}, np.full((32, 32, 3), 128, np.uint8))])
@@ -40,10 +41,14 @@ class Edit(Adapter):
 
     def _run_part(self, items: Sequence[Item]) -> list[Output]:
         recipes = [read_recipe(item.params["prompt"], item.params.get("negative_prompt", "")) for item in items]
+        ignored = [read_prompt(item.params["prompt"])[1] for item in items]
         result = to_uint8(self._edit(to_float(items, self.device), items, recipes))
         return [
-            Output(_with_turned_alpha(image, item, recipe), facts={"recipe": [step.plain() for step in recipe]})
-            for image, item, recipe in zip(result, items, recipes, strict=True)
+            Output(
+                _with_turned_alpha(image, item, recipe),
+                facts={"recipe": [step.plain() for step in recipe], "ignored": words},
+            )
+            for image, item, recipe, words in zip(result, items, recipes, ignored, strict=True)
         ]
 
     def _edit(self, batch: Tensor, items: Sequence[Item], recipes: Sequence[Sequence[Operation]]) -> Tensor:

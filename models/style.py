@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from core.recipe import Operation, find_operations
+from core.recipe import Operation, find_operations, read_prompt
 from models.base import Adapter, Item, Output
 from models.checkpoint import in_parts
 from models.edit import apply_recipes, chunks
@@ -27,7 +27,7 @@ NORMAL_GUIDANCE = 8.0
 
 class _Style(Adapter):
     """What both share: the batch, then the look, then the prompt's own operations. A prompt word that is not understood
-    has no effect; `facts["recipe"]` tells which were."""
+    has no effect; `facts["recipe"]` tells which were, `facts["ignored"]` which were not."""
 
     own: frozenset[str] = frozenset()  # operations the look is already made of
 
@@ -46,8 +46,10 @@ class _Style(Adapter):
         plain = [Item({"seed": item.params.get("seed", 0)}, cancelled=item.cancelled) for item in items]
         images = to_uint8(apply_recipes(batch, plain, recipes))
         return [
-            Output(image, facts={"recipe": [step.plain() for step in recipe]})
-            for image, recipe in zip(images, recipes, strict=True)
+            Output(image, facts={
+                "recipe": [step.plain() for step in recipe], "ignored": read_prompt(item.params.get("prompt", ""))[1]
+            })
+            for image, item, recipe in zip(images, items, recipes, strict=True)
         ]
 
     @abstractmethod

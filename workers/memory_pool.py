@@ -8,9 +8,10 @@ of our tree becomes the item's error. `hold()` keeps batches back until `release
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from core.errors import Cancelled, ImagePoolError
 from core.request import Span
@@ -42,6 +43,7 @@ class MemoryPool:
     ) -> None:
         self.workers = {name: FakeWorker(name) for name in workers}
         self._arena, self._work, self._root, self._boots = arena, work, root, boots
+        self.facts: Mapping[str, Any] = {}  # that every result comes with
         self._held = False
         self._stopped = False
         self._listener: Callable[[PoolEvent], None] = lambda _: None
@@ -149,7 +151,7 @@ class MemoryPool:
             return Finished(item.job, error=fault.info())
         self._arena.room(item.output)[: len(data)] = data
         height, width = item.size
-        return Finished(item.job, len(data), item.format.format, width, height, {"compute": 0.001})
+        return Finished(item.job, len(data), item.format.format, width, height, {"compute": 0.001}, self.facts)
 
     def _bytes(self, item: RunItem) -> bytes:
         if not item.images:

@@ -190,3 +190,13 @@ async def test_a_body_of_another_length_than_announced_is_refused(server: Server
 async def test_a_json_body_belongs_to_jobs(server: Server) -> None:
     answer = await server.client.post("/run/echo", json={"image": TEXT})
     assert answer.status_code == 415
+
+
+async def test_words_of_the_prompt_without_effect_are_told_in_a_header(server: Server) -> None:
+    for words, told in (([], None), (["dragons", "眼睛", "a\r\nb"], "dragons, %E7%9C%BC%E7%9D%9B, a%0D%0Ab")):
+        server.pool.facts = {"recipe": [], "ignored": words}
+        answer = await server.client.post("/run/echo", content=IMAGE, headers={"content-type": "image/png"})
+        assert answer.status_code == 200 and answer.headers.get("x-ignored") == told
+    server.pool.facts = {"ignored": ["眼" * 32] * 32}
+    answer = await server.client.post("/run/echo", content=IMAGE, headers={"content-type": "image/png"})
+    assert 0 < len(answer.headers["x-ignored"]) <= 1024

@@ -177,6 +177,20 @@ def test_a_negative_prompt_that_leaves_nothing_leaves_the_picture(cat: np.ndarra
     assert np.array_equal(run(EDIT, "edit", cat, prompt="sepia", negative_prompt="sepia"), cat)
 
 
+@pytest.mark.parametrize("prompt", ["make her eyes green", "眼睛变绿", "a red dress", "sharpen the eyes"])
+def test_a_prompt_for_one_thing_is_refused_before_any_worker_sees_it(prompt: str) -> None:
+    with pytest.raises(InvalidParameter, match="whole picture"):
+        params("edit", {"prompt": prompt})
+
+
+def test_what_was_not_understood_is_told_beside_the_recipe(cat: np.ndarray) -> None:
+    asked = params("edit", {"prompt": "a castle with dragons, and make their eyes green"})
+    facts = EDIT.run([Item(asked, cat)])[0].facts
+    assert [step["operation"] for step in facts["recipe"]] == ["medieval"]
+    assert facts["ignored"] == ["dragons", "eyes", "green"]
+    assert EDIT.run([Item(params("edit", {"prompt": "sepia"}), cat)])[0].facts["ignored"] == []
+
+
 def test_a_prompt_that_means_nothing_is_refused_before_any_worker_sees_it() -> None:
     with pytest.raises(InvalidParameter, match="watercolour"):
         params("edit", {"prompt": "make me rich"})

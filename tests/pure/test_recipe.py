@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.errors import InvalidParameter
-from core.recipe import find_operations, named, read_recipe
+from core.recipe import find_operations, named, read_prompt, read_recipe
 from core.vocabulary import COLOURS, LEXICON, STAGES
 
 CLIENT_PROMPTS = {
@@ -170,6 +170,74 @@ def test_every_phrase_of_the_vocabulary_names_something_real() -> None:
         assert term.kind != "op" or term.name in STAGES, phrase
         assert term.kind != "colour" or term.name in COLOURS, phrase
     assert {term.name for term in LEXICON.values() if term.kind == "op"} == set(STAGES) - {"tint"}
+
+
+FOR_ONE_THING = (
+    "make eyes green", "make the eyes green", "make her eyes more green", "red dress", "a red dress",
+    "give her a red dress", "change the dress to red", "turn the car blue", "paint the car blue", "her hair is gold",
+    "blue eyes", "turn the sky blue", "make the sky darker", "brighten her face", "brighten up her face",
+    "sharpen the eyes", "blur the car", "whiter and brighter teeth", "raise the saturation of her lips",
+    "change the color of her eyes to green", "add a red hat", "eyes green", "make the background blue",
+    "make the dog's fur brown", "red and blue dress", "a purple dragon", "眼睛变绿", "把眼睛变成绿色", "红色的裙子",
+    "红裙子", "头发染成金色", "把天空调亮", "蓝色汽车", "天空更蓝", "提亮肤色", "明亮的眼睛", "让眼睛明亮一点",
+    "把衣服换成红色", "more contrast in the eyes", "make eyes 50% brighter", "her eyes should be green", "dark eyes",
+    "make the whole dress red", "colour her lips red", "turn the red car blue", "make her lips red and eyes blue",
+    "把头发颜色改成金色", "让照片中的花更鲜艳", "a woman wearing red", "make the eyes in the photo brighter",
+    "change the hair color to gold",
+)
+FOR_THE_PICTURE = (
+    "make it green", "make everything blue", "make the whole image green", "make the picture of my cat brighter",
+    "a warm light", "bright colors", "a purple tint", "red tones", "make the photo warmer", "please make it brighter",
+    "beautiful warm light", "make it beautiful and bright", "make it nicely warm", "a dark moody street", "purple",
+    "red", "sky blue", "make it sky blue", "purple and gold", "Change the colors to purple and gold",
+    "warm orange and pink colors", "一张暖色照片", "让画面更亮", "把图片调亮", "颜色更鲜艳", "整体偏暖", "清新明亮",
+    "明亮清新", "柔和唯美", "柔和的光线", "暖一点的色调", "紫色", "紫色调", "改成夜晚", "更清晰", "红色的光",
+    "请把照片调得亮一些", "变成蓝色", "把照片变成蓝色", "black and white portrait of a woman", "a castle with dragons",
+    "sunset with a red car", "a cat, oil", "sharp and detailed", "high quality, detailed, sharp",
+    "brighter for instagram", "make it look golden", "golden hour", "soft focus portrait", "vivid landscape",
+    "dramatic lighting", "a bit more blue", "more red", "add a blue tint", "I want my photo to look warm", "blur",
+    "深蓝色", "加一点红色", "蓝色风格", "make this green", "turn it red", "watercolour of a boat",
+    "orange sunset over the sea", "green forest", "make it brighter and sharper please",
+    "make my photo pop with vivid colors", "red light", "a green picture", "make colors warmer",
+    "make the light warmer",
+)
+
+
+@pytest.mark.parametrize("prompt", FOR_ONE_THING)
+def test_a_colour_or_a_degree_of_one_thing_never_changes_the_whole_picture(prompt: str) -> None:
+    with pytest.raises(InvalidParameter, match="whole picture") as caught:
+        read_recipe(prompt)
+    assert "watercolour 水彩画" in caught.value.message and len(caught.value.message) < 1400
+    assert caught.value.details["parameter"] == "prompt" and caught.value.details["ignored"]
+    assert find_operations(prompt) == ()
+
+
+@pytest.mark.parametrize("prompt", FOR_THE_PICTURE)
+def test_what_is_meant_for_the_picture_is_done(prompt: str) -> None:
+    assert read_recipe(prompt)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "done", "ignored"),
+    [
+        ("a castle with dragons", {"medieval"}, ["dragons"]),
+        ("a sunset, and make her eyes green", {"sunset"}, ["eyes", "green"]),
+        ("winter, a red car, a red car", {"winter"}, ["red", "car"]),
+        ("下雪的冬天，红色的裙子", {"winter"}, ["红色", "裙子"]),
+        ("make it warmer", {"warmer"}, []),
+        ("a beautiful warm street", {"warmer"}, ["beautiful", "street"]),
+        ("让照片亮一点", {"brighter"}, []),
+        ("sepia !!! & qwertz", {"sepia"}, ["qwertz"]),
+    ],
+)
+def test_words_without_effect_are_told(prompt: str, done: set[str], ignored: list[str]) -> None:
+    recipe, told = read_prompt(prompt)
+    assert {step.name for step in recipe} == done and told == ignored
+
+
+def test_what_is_told_is_bounded() -> None:
+    _, told = read_prompt("sepia " + " ".join(f"word{'x' * number}" for number in range(100)))
+    assert len(told) <= 32 and max(map(len, told)) <= 32
 
 
 @given(st.text(max_size=300))
