@@ -92,7 +92,7 @@ def check(shapes: Shapes, max_pixels: int) -> None:
         raise TooLarge(f"the tensor has {height} x {width} pixels; at most {max_pixels:,} are accepted")
 
 
-def tensor(name: str, data: bytes, shape: Shape) -> ImagePart:
+def tensor(name: str, data: Data, shape: Shape) -> ImagePart:
     """A tensor as `tensor_image` takes it. Raises `InvalidImage` when it is not as long as its shape."""
     _, channels, height, width = shape
     want = channels * height * width * FLOAT
@@ -101,15 +101,16 @@ def tensor(name: str, data: bytes, shape: Shape) -> ImagePart:
     return ImagePart("image", data, ImageHeader("png", width, height), len(data))
 
 
-def split(body: Data, head_length: str) -> tuple[Shapes, bytes, bytes]:
+def split(body: Data, head_length: str) -> tuple[Shapes, Data, Data]:
     """The raw form: shapes, image, mask. Raises `BadRequest` and what lies under it."""
     if not head_length.isdecimal() or len(head_length) > 9 or not 0 < int(head_length) <= len(body):
         raise BadRequest("Inference-Header-Content-Length must be the length of the JSON that the body begins with")
     end = int(head_length)
-    shapes = read(Shapes, bytes(body[:end]))
+    view = memoryview(body)
+    shapes = read(Shapes, bytes(view[:end]))
     pixels = shapes.image_shape[2] * shapes.image_shape[3]
     middle = end + max(0, pixels) * 3 * FLOAT
-    return shapes, bytes(body[end:middle]), bytes(body[middle:])
+    return shapes, view[end:middle], view[middle:]
 
 
 def router(engine: Engine, settings: Settings) -> APIRouter:
@@ -128,7 +129,7 @@ def router(engine: Engine, settings: Settings) -> APIRouter:
         }  # fmt: skip
         return (await desk.run(request, MODEL, (part,), params))[1]
 
-    async def pictures(request: Request, image: bytes, mask: bytes, shapes: Shapes) -> tuple[ImagePart, ImagePart]:
+    async def pictures(request: Request, image: Data, mask: Data, shapes: Shapes) -> tuple[ImagePart, ImagePart]:
         """Both tensors as pictures. When one of them is none, nobody waits for the other."""
         given = tensor("image", image, shapes.image_shape), tensor("mask", mask, shapes.mask_shape)
         try:
@@ -158,8 +159,8 @@ def router(engine: Engine, settings: Settings) -> APIRouter:
                 given = read(Preprocessed, bytes(body))
                 check(given, settings.max_pixels)
                 shapes: Shapes = given
-                image = await decode(given.image_tensor_b64, "image_tensor_b64")
-                mask = await decode(given.mask_tensor_b64, "mask_tensor_b64")
+                image: Data = await decode(given.image_tensor_b64, "image_tensor_b64")
+                mask: Data = await decode(given.mask_tensor_b64, "mask_tensor_b64")
             else:
                 shapes, image, mask = split(body, head_length)
                 check(shapes, settings.max_pixels)

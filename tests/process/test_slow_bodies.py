@@ -35,6 +35,7 @@ DIALECTS = {
     "imagen": ("/api/v1/images/enhance", FORM, lambda told: told),
     "i2ii": ("/edit", FORM, lambda told: told["detail"]),
 }
+LORA = "/api/v1/lora/upload", FORM
 
 
 def head(path: str, kind: bytes, length: int | None, *more: bytes) -> bytes:
@@ -107,9 +108,9 @@ async def test_a_large_body_that_really_comes_is_received_whole(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("dialect", [*DIALECTS, "lora"])
 async def test_a_trickle_is_dropped_within_two_windows(tmp_path: Path, dialect: str, chunked: bool) -> None:
-    path, kind, _ = DIALECTS[dialect]
+    path, kind, *_ = LORA if dialect == "lora" else DIALECTS[dialect]
     start = beginning(kind, 300)
     async with serving(tmp_path, body_timeout=0.4) as (server, port), dial(port) as (reader, writer):
 
@@ -161,6 +162,17 @@ async def test_an_address_has_its_part_and_no_more(tmp_path: Path) -> None:
             writer.write(request)
             assert (await read_answer(reader))[0] == 400, "it was received: zeros are no image"
             writer.close()
+
+
+async def test_a_lora_takes_nothing_from_images(tmp_path: Path) -> None:
+    path, kind = LORA
+    async with serving(tmp_path, body_bytes=1 << 20) as (server, port):
+        data = beginning(kind, 3 << 20)
+        async with dawdlers(port, 1, head(path, kind, HUGE) + data):
+            async with dial(port) as (reader, writer):
+                writer.write(head("/run/echo", b"image/png", len(IMAGE)) + IMAGE)
+                assert (await read_answer(reader))[0] == 200
+            assert server.engine.intake.bytes == 0
 
 
 async def test_a_tenant_has_its_part_and_no_more(tmp_path: Path) -> None:
