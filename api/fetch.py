@@ -24,7 +24,9 @@ from urllib.parse import urlsplit
 import httpx
 
 from api.lookups import Address, Lookups
+from api.spool import Spool
 from core import VERSION
+from core.data import Data
 from core.errors import BadRequest, InvalidParameter, TooLarge
 
 Reach = Literal["off", "public", "any"]
@@ -168,11 +170,11 @@ async def _client(reach: Reach, parameter: str, seconds: float, **more: Any) -> 
         yield client
 
 
-async def fetch(url: str, parameter: str, *, reach: Reach, max_bytes: int) -> bytes:
+async def fetch(url: str, parameter: str, *, reach: Reach, max_bytes: int) -> Data:
     """What lies at an http(s) address. Raises `InvalidParameter` for an address that is not asked, `Unreachable` when
-    the host does not give it, `TooLarge` above `max_bytes`."""
+    the host does not give it, `TooLarge` above `max_bytes`, `StorageFull` and `StorageFailed` as `Spool` does."""
     check_url(url, parameter, reach)
-    data, why = bytearray(), _unreachable(parameter)
+    why = _unreachable(parameter)
     try:
         async with (
             asyncio.timeout(FETCH_SECONDS),
@@ -184,11 +186,12 @@ async def fetch(url: str, parameter: str, *, reach: Reach, max_bytes: int) -> by
             if answer.headers.get("content-encoding", "identity").lower() != "identity":
                 raise Unreachable(f"'{parameter}': its host sends it compressed", parameter=parameter)
             why = f"'{parameter}': its host broke off, or took more than {FETCH_SECONDS:g} s"
-            async for chunk in answer.aiter_raw():
-                data += chunk
-                if len(data) > max_bytes:
-                    raise TooLarge(f"'{parameter}' leads to more than {max_bytes} bytes", parameter=parameter)
-            return bytes(data)
+            with Spool() as spool:
+                async for chunk in answer.aiter_raw():
+                    await spool.write(chunk)
+                    if spool.size > max_bytes:
+                        raise TooLarge(f"'{parameter}' leads to more than {max_bytes} bytes", parameter=parameter)
+                return await spool.finish()
     except httpx.TooManyRedirects:
         why = f"'{parameter}': its host redirects more than {MAX_REDIRECTS} times"
     except (TimeoutError, *UNREACHABLE):

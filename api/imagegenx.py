@@ -31,6 +31,7 @@ from api.jobs import send_result
 from api.limits import charge, file_limit
 from api.run import Watch
 from api.submission import check_counts
+from core.data import Data
 from core.errors import ImagePoolError, InvalidParameter, JobNotFound, Overloaded
 from core.model import ModelSpec
 from core.request import ImagePart, ImageRequest, OutputFormat, Role, unseen
@@ -73,14 +74,14 @@ class Reader:
         path = url.removeprefix(_base(request)).partition("?")[0]  # it may be signed; here the caller's key counts
         if own := OWN_FILE.fullmatch(path):
             body = await self._tasks.result(await self._tasks.find(own[1], caller(request).tenant))
-            data = await body.read()
+            data: Data = await body.read()
         elif url.lower().startswith(("http://", "https://")):
             data = await self._fetch(url, parameter, caller(request).tenant, most)
         else:
             data = decode_base64(url, role, max_bytes=most)
         return read_image(data, role, max_pixels=self._settings.max_pixels)
 
-    async def _fetch(self, url: str, parameter: str, tenant: str, max_bytes: int) -> bytes:
+    async def _fetch(self, url: str, parameter: str, tenant: str, max_bytes: int) -> Data:
         """Bounded for each tenant: a request of a few bytes has the server hold a whole image."""
         if self._fetching[tenant] >= MOST_FETCHES:
             raise Overloaded(f"{MOST_FETCHES} images are being fetched for you already; send it again", retry_after=1.0)
