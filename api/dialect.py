@@ -13,6 +13,8 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.types import Message, Receive
 
+from api.answers import PiecesResponse
+from api.forms import FormRequest
 from core.errors import TooLarge
 from engine.results import ResultBody
 
@@ -20,7 +22,7 @@ FORM_ROOM = 1 << 20  # bytes of a multipart body that are not the file: boundari
 
 
 class UploadRoute(APIRoute, ABC):
-    """A route with an upload of at most `most` bytes, measured while it comes in."""
+    """A route with an upload of at most `most` bytes, measured and read in pieces while it comes in."""
 
     @abstractmethod
     def most(self, request: Request) -> int:
@@ -43,7 +45,7 @@ class UploadRoute(APIRoute, ABC):
             over = declared.isdecimal() and int(declared) > most + FORM_ROOM
             body = Meter(request.receive, -1 if over else most + FORM_ROOM, self.too_large(most))
             try:
-                return await handle(Request(request.scope, body))
+                return await handle(FormRequest(request.scope, body))
             except RequestValidationError as fault:
                 raise self.complaint(fault) from None
 
@@ -73,4 +75,4 @@ def image_response(body: ResultBody, job_id: str) -> Response:
     if isinstance(body.data, Path):
         return FileResponse(body.data, media_type=body.media_type, filename=name)
     disposition = {"content-disposition": f'attachment; filename="{name}"'}
-    return Response(bytes(body.data), media_type=body.media_type, headers=disposition)
+    return PiecesResponse([body.data], headers=disposition, media_type=body.media_type)

@@ -21,9 +21,9 @@ from api.auth import caller
 from api.choice import check, takes
 from api.dialect import UploadRoute, image_response
 from api.errors import ValidationFailed, status_of
+from api.forms import content
 from api.i2ii_shapes import WORDS
 from api.images import read_image
-from api.spool import spooled
 from core.errors import BY_CODE, BadRequest, ImagePoolError, JobNotFinished, JobNotFound, TooLarge
 from core.job import Job, Result
 from core.model import Catalogue, ModelSpec
@@ -242,7 +242,7 @@ async def read_file(upload: UploadFile, max_pixels: int) -> ImagePart:
     """The image. Its size is looked at before its format; raises `TooLarge`, `InvalidImage`, `UnsupportedImage`."""
     if (upload.size or 0) > MAX_FILE:
         raise TooLarge(TOO_LARGE)
-    return read_image(spooled(upload.file), max_pixels=max_pixels)
+    return read_image(await content(upload), max_pixels=max_pixels)
 
 
 class _Devices:

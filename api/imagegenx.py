@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+import time
 import zipfile
 from collections import Counter
 from collections.abc import AsyncIterator, Collection, Sequence
@@ -21,14 +22,16 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from api import fetch, strict_json
 from api import imagegenx_schema as schema
+from api.answers import pieces_of
 from api.auth import caller, read_priority
 from api.choice import choose, named
 from api.errors import status_of
 from api.imagegenx_docs import answers, takes
 from api.imagegenx_tasks import DIALECT, Task, Tasks, batch_json, envelope, task_envelope
-from api.images import check_mask, decode_base64, read_image
+from api.images import check_mask, read_base64, read_image
 from api.jobs import send_result
 from api.limits import charge, file_limit
+from api.pictures import Picture
 from api.run import Watch
 from api.submission import check_counts
 from core.data import Data
@@ -45,6 +48,7 @@ THUMB_NAME, FILE_NAME = re.compile(r"(img[0-9]{21})_thumb\.webp"), re.compile(r"
 OWN_FILE = re.compile(r"/api/v1/image/file/[0-9]{8}/" + FILE_NAME.pattern)
 DRAW = ("generate", "edit")
 MOST_FETCHES = 16  # of one tenant at a time
+LONGEST_URL = 8 << 10  # bytes; longer is no address, but the image itself
 
 Id = Annotated[str, PathField(alias="id", max_length=64)]
 
@@ -66,11 +70,14 @@ class Reader:
 
     async def body(self, request: Request, kind: type[schema.Body]) -> schema.Body:
         """Raises `BadRequest` and `ValidationFailed`."""
-        return schema.read(kind, strict_json.loads(await request.body()))
+        return schema.read(kind, await strict_json.read(request.stream(), schema.LONG))
 
-    async def picture(self, request: Request, url: str, parameter: str, role: Role = "image") -> ImagePart:
+    async def picture(self, request: Request, given: Picture, parameter: str, role: Role = "image"
+    ) -> ImagePart:  # fmt: skip
         """The image at a data: URL, an http(s) address or an address of our own, or base64 itself."""
         most = file_limit(caller(request), self._settings)
+        url = given if isinstance(given, str) else strict_json.text_of(given) if given.size <= LONGEST_URL else ""
+        data: Data
         path = url.removeprefix(_base(request)).partition("?")[0]  # it may be signed; here the caller's key counts
         if own := OWN_FILE.fullmatch(path):
             body = await self._tasks.result(await self._tasks.find(own[1], caller(request).tenant))
@@ -78,7 +85,7 @@ class Reader:
         elif url.lower().startswith(("http://", "https://")):
             data = await self._fetch(url, parameter, caller(request).tenant, most)
         else:
-            data = decode_base64(url, role, max_bytes=most)
+            data = await read_base64(url or given, role, max_bytes=most)
         return read_image(data, role, max_pixels=self._settings.max_pixels)
 
     async def _fetch(self, url: str, parameter: str, tenant: str, max_bytes: int) -> Data:
@@ -200,7 +207,7 @@ def router(engine: Engine, settings: Settings) -> APIRouter:
             if asked.control_image_url:
                 image = await reader.picture(request, asked.control_image_url, "control_image_url", "control")
             else:
-                image = await reader.picture(request, str(asked.image_url), "image_url")
+                image = await reader.picture(request, asked.image_url or "", "image_url")
         more = {"control_type": asked.control_type} | ({} if asked.control_image_url else {"strength": 1.0})
         return await accept(reader.requests(request, asked, [asked.text], (image,), **more))
 
@@ -273,7 +280,7 @@ def router(engine: Engine, settings: Settings) -> APIRouter:
 
         async def make() -> bytes:
             _, small = await engine.run(_thumbnail(engine, found, await body.read(), result.width, result.height))
-            return await small.read()
+            return bytes(await small.read())
 
         with Watch(request.scope, request.receive):
             data = await engine.thumbnails.get(job, result.data, lambda: charge(request.scope), make)
@@ -283,7 +290,7 @@ def router(engine: Engine, settings: Settings) -> APIRouter:
     return whole
 
 
-def _thumbnail(engine: Engine, task: Task, data: bytes, width: int, height: int) -> ImageRequest:
+def _thumbnail(engine: Engine, task: Task, data: Data, width: int, height: int) -> ImageRequest:
     shrink = min(1.0, THUMBNAIL / max(width, height))
     size = {"width": max(1, round(width * shrink)), "height": max(1, round(height * shrink))}
     return ImageRequest(
@@ -326,6 +333,10 @@ async def _zip(tasks: Tasks, found: Sequence[Task]) -> AsyncIterator[bytes]:
                 data = await (await tasks.result(task)).read()
             except ImagePoolError:
                 continue
-            archive.writestr(task.object_name().partition("/")[2], data)
-            yield pieces.take()
+            about = zipfile.ZipInfo(task.object_name().partition("/")[2], time.localtime()[:6])
+            about.file_size = len(data)
+            with archive.open(about, "w") as file:
+                for piece in pieces_of([data]):
+                    file.write(piece)
+                    yield pieces.take()
     yield pieces.take()

@@ -11,12 +11,14 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 from api import choice
 from api.errors import does_not_fit
 from api.images import decode_base64, read_image
+from api.pictures import Picture
 from core import loras
 from core.errors import InvalidParameter
 from core.model import ModelSpec
 from core.request import Corner, OutputFormat, Watermark
 
 RESOLUTION = re.compile(r"\s*([1-9][0-9]{0,4})\s*[×xX*]\s*([1-9][0-9]{0,4})\s*")
+LONG = ("image_url", "mask_url", "control_image_url")  # whose texts may be images
 MOST_TEXTS = 100
 MOST_MARK = 256 << 10  # bytes of a watermark's image
 MOST_MARK_PIXELS = 4_000_000  # so many bytes can hold far more
@@ -155,22 +157,24 @@ class Generate(Task):
 class Img2img(Generate):
     """An image made of another."""
 
-    image_url: str = Field(description="A data: URL, base64, an http(s) address, or an original_url of this server.")
+    image_url: Picture = Field(
+        description="A data: URL, base64, an http(s) address, or an original_url of this server."
+    )
     strength: float | None = Field(None, ge=0, le=1, description="How far the image may change.")
 
 
 class Inpaint(Img2img):
     """What a mask covers is drawn anew."""
 
-    mask_url: str = Field(description="As image_url: white, or transparent, is drawn anew.")
+    mask_url: Picture = Field(description="As image_url: white, or transparent, is drawn anew.")
     inpaint_area: Any = Field(None, description="Has no effect: the mask says it.")
 
 
 class Control(Generate):
     """An image that follows another one's lines, depth or pose."""
 
-    image_url: str | None = Field(None, description="The image whose edges are found, for canny.")
-    control_image_url: str | None = Field(None, description="The map itself.")
+    image_url: Picture | None = Field(None, description="The image whose edges are found, for canny.")
+    control_image_url: Picture | None = Field(None, description="The map itself.")
     control_type: Literal["canny", "depth", "openpose"] = "canny"
 
 

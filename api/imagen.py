@@ -19,6 +19,7 @@ from api.auth import Caller, caller
 from api.choice import takes
 from api.dialect import UploadRoute, image_response
 from api.errors import ValidationFailed, status_of
+from api.forms import content
 from api.imagen_params import (
     AGED,
     BACKGROUND,
@@ -38,7 +39,6 @@ from api.imagen_params import (
 )
 from api.images import read_image
 from api.limits import file_limit
-from api.spool import spooled
 from core.errors import ImagePoolError, InvalidImage, JobNotFinished, JobNotFound, TooLarge, from_info
 from core.job import Job
 from core.model import Catalogue
@@ -249,7 +249,7 @@ def router(engine: Engine, settings: Settings) -> APIRouter:
         most = file_limit(caller(request), settings)
         if (upload.size or 0) > most:
             raise TooLarge(f"Request too large. Maximum size: {_mb(most)} MB")
-        image = read_image(spooled(upload.file), max_pixels=settings.max_pixels)
+        image = read_image(await content(upload), max_pixels=settings.max_pixels)
         width, height = image.header.width, image.header.height
         if min(width, height) < SMALLEST or max(width, height) > LARGEST:
             raise InvalidImage(f"the image is {width}x{height}; each side must have {SMALLEST} to {LARGEST} pixels")

@@ -16,7 +16,7 @@ from fastapi import UploadFile
 from pydantic import BaseModel, Field
 
 from api.choice import check
-from core.model import ModelSpec
+from core.model import MAX_TEXT, ModelSpec
 from core.recipe import find_operations, named
 
 ENHANCE_PROMPT = "high quality, detailed, sharp"
@@ -25,21 +25,21 @@ DETAIL: Mapping[str, float] = {"sharpen": 1.0, "smooth": -1.0, "soft": -1.0, "bl
 
 
 class UpscaleParams(BaseModel):
-    prompt: str = Field("", description="Edits to make on the way, such as `sharp` or `warmer`.")
-    negative_prompt: str = Field("", description="What to avoid, such as `blurry`; edits named here are left out.")
+    prompt: str = Field("", max_length=MAX_TEXT, description="Edits to make on the way, such as `sharp` or `warmer`.")
+    negative_prompt: str = Field("", max_length=MAX_TEXT, description="What to avoid, such as `blurry`; edits named here are left out.")
     num_inference_steps: int = Field(20, ge=1, le=100, description="Rounds of refinement.")
     guidance_scale: float = Field(7.5, ge=1, le=20, description="How steep edges become.")
     scale: int = Field(4, description="2 or 4 times the width and height.")
 
 
 class EnhanceParams(BaseModel):
-    prompt: str = Field(ENHANCE_PROMPT, description="What to stress, and edits to make on the way.")
+    prompt: str = Field(ENHANCE_PROMPT, max_length=MAX_TEXT, description="What to stress, and edits to make on the way.")
     strength: float = Field(0.3, ge=0.1, le=1.0, description="How far the image may change.")
     guidance_scale: float = Field(7.5, ge=1, le=20, description="How strongly detail is raised.")
 
 
 class StyleParams(BaseModel):
-    prompt: str = Field("", description="Edits that the style is combined with, such as `black and white`.")
+    prompt: str = Field("", max_length=MAX_TEXT, description="Edits that the style is combined with, such as `black and white`.")
     strength: float = Field(0.6, ge=0.1, le=1.0, description="How far the image may change.")
     guidance_scale: float = Field(8.0, ge=1, le=20, description="Weight of the lines, or of grain and scratches.")
 

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import binascii
+from collections.abc import AsyncIterator, Callable
 
 from starlette.datastructures import UploadFile
 
-from api.spool import spooled
+from api.base64_pieces import SPACE, Decoder, characters
+from api.forms import content
+from api.json_pieces import LongText
+from api.spool import Spool
 from core.data import Data
 from core.errors import BadRequest, InvalidImage, InvalidParameter, TooLarge, UnsupportedEncoding
 from core.header import read_header
 from core.request import ImagePart, Role
+from core.turns import Turn
 
 MEDIA_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp", "avif": "image/avif"}
 
-_SPACE = b" \t\r\n\v\f"
-_URL_SAFE = bytes.maketrans(b"-_", b"+/")
+DATA_URL = b"data:"
+MAX_HEAD = 256  # bytes of a data: URL before its comma
 
 
 def read_image(data: Data, role: Role = "image", *, max_pixels: int = 25_000_000) -> ImagePart:
@@ -33,7 +37,7 @@ async def read_upload(upload: UploadFile, role: Role = "image", *, max_bytes: in
     """A file of a multipart form as a part; its bytes are the truth, its name and content type are not looked at."""
     if upload.size is not None and upload.size > max_bytes:
         raise TooLarge(f"the {role} has {upload.size} bytes; the most is {max_bytes}", parameter=role)
-    return read_image(spooled(upload.file), role, max_pixels=max_pixels)
+    return read_image(await content(upload), role, max_pixels=max_pixels)
 
 
 def check_mask(image: ImagePart, mask: ImagePart | None) -> None:
@@ -50,28 +54,62 @@ def check_mask(image: ImagePart, mask: ImagePart | None) -> None:
 
 
 def decode_base64(text: str | bytes, role: Role = "image", *, max_bytes: int = 64 << 20) -> bytes:
-    """The bytes of a base64 text or of a `data:image/...;base64,` URL.
+    """The bytes of a short base64 text or `data:image/...;base64,` URL.
 
     White space, the URL-safe alphabet and missing padding are taken. Raises `InvalidImage` when it is no base64,
     `UnsupportedEncoding` for a data: URL of another type, `TooLarge` above `max_bytes`.
     """
-    try:
-        data = text.encode("ascii") if isinstance(text, str) else text
-    except UnicodeEncodeError:
-        raise InvalidImage(f"the {role} is not base64: it holds characters beyond ASCII", parameter=role) from None
-    if data[:16].lstrip(_SPACE)[:5].lower() == b"data:":
-        data = _data_url(data.lstrip(_SPACE), role)
-    if len(data) // 4 * 3 > max_bytes + 3 and len(data.translate(None, _SPACE)) // 4 * 3 > max_bytes + 3:
-        raise TooLarge(f"the {role} has more than {max_bytes} bytes", parameter=role)
-    try:
-        return binascii.a2b_base64(data, strict_mode=True)
-    except binascii.Error:
-        return _tolerant(data, role)
+    data = text.encode("ascii", "replace") if isinstance(text, str) else text
+    decoder = Decoder(role)
+    found = decoder.feed(open_image_url(data, role)) + decoder.end()
+    if len(found) > max_bytes:
+        raise _too_large(role, max_bytes)
+    return found
 
 
-def _data_url(data: bytes, role: Role) -> bytes:
-    head, comma, body = data.partition(b",")
-    kind, *extras = (part.strip().lower() for part in head[5:256].split(b";"))
+async def read_base64(
+    text: str | LongText, role: str, *, max_bytes: int, lenient: bool = False,
+    open_url: Callable[[bytes, str], bytes] | None = None,
+) -> Data:  # fmt: skip
+    """The same of a text of any length, in pieces; beyond 1 MiB in a file. `lenient`: see `Decoder`; `open_url(text,
+    role)` leaves the head of a data: URL out, as `open_image_url` does. Raises as `decode_base64`, and `BadRequest`
+    for a long string that is no JSON."""
+    decoder, turn = Decoder(role, lenient=lenient), Turn()
+    with Spool() as spool:
+        async for piece in _opened(characters(text), role, open_url or open_image_url):
+            await spool.write(decoder.feed(piece))
+            if spool.size > max_bytes:
+                raise _too_large(role, max_bytes)
+            await turn.over()
+        await spool.write(decoder.end())
+        if spool.size > max_bytes:
+            raise _too_large(role, max_bytes)
+        return await spool.finish()
+
+
+async def _opened(
+    text: AsyncIterator[bytes], role: str, open_url: Callable[[bytes, str], bytes]
+) -> AsyncIterator[bytes]:  # fmt: skip
+    """The text without the head of a data: URL, for which its first bytes are gathered."""
+    head, inside = b"", False
+    async for piece in text:
+        if inside:
+            yield piece
+            continue
+        head += piece
+        if len(head) > 2 * MAX_HEAD:
+            inside = True
+            yield open_url(head, role)
+    if not inside:
+        yield open_url(head, role)
+
+
+def open_image_url(data: bytes, role: str) -> bytes:
+    """What follows the head of a data: URL; all of what is none. Raises `UnsupportedEncoding`."""
+    if data[:16].lstrip(SPACE)[:5].lower() != DATA_URL:
+        return data
+    head, comma, body = data.lstrip(SPACE).partition(b",")
+    kind, *extras = (part.strip().lower() for part in head[5:MAX_HEAD].split(b";"))
     if not comma or not kind.startswith(b"image/"):
         raise UnsupportedEncoding(f"the {role} is a data: URL of another type than an image", parameter=role)
     if b"base64" not in extras:
@@ -79,9 +117,5 @@ def _data_url(data: bytes, role: Role) -> bytes:
     return body
 
 
-def _tolerant(data: bytes, role: Role) -> bytes:
-    data = data.translate(_URL_SAFE, _SPACE).rstrip(b"=")
-    try:
-        return binascii.a2b_base64(data + b"=" * (-len(data) % 4), strict_mode=True)
-    except binascii.Error:
-        raise InvalidImage(f"the {role} is not valid base64", parameter=role) from None
+def _too_large(role: str, most: int) -> TooLarge:
+    return TooLarge(f"the {role} has more than {most} bytes", parameter=role)

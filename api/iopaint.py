@@ -11,16 +11,18 @@ import time
 from typing import Any
 
 from fastapi import APIRouter, Request, UploadFile
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import JSONResponse, Response
 
 from api import iopaint_events, iopaint_page, iopaint_plugins, iopaint_sockets
+from api.answers import base64_response, image_response
 from api.auth import caller
 from api.dialect import UploadRoute
 from api.errors import HttpError, ValidationFailed, status_of
+from api.forms import content
 from api.images import MEDIA_TYPES, read_image
 from api.iopaint_desk import Desk, short_body
 from api.iopaint_events import Events
-from api.iopaint_images import as_mask, encode, file_name, parameters
+from api.iopaint_images import as_mask, file_name, parameters
 from api.iopaint_schema import (
     SAMPLERS,
     GenInfo,
@@ -35,7 +37,6 @@ from api.iopaint_schema import (
     takes,
 )
 from api.limits import file_limit
-from api.spool import spooled
 from core.errors import ImagePoolError, TooLarge
 from core.request import OutputFormat
 from core.settings import Settings
@@ -111,10 +112,7 @@ def router(engine: Engine, settings: Settings) -> APIRouter:
         headers = {
             "x-seed": str(body.sd_seed), "x-inference-time-ms": f"{(time.perf_counter() - began) * 1000:.1f}",
         }  # fmt: skip
-        data = bytes(result.data)
-        if as_text:
-            return PlainTextResponse(await encode(data), headers=headers)
-        return Response(data, headers=headers, media_type=result.media_type)
+        return base64_response(result, headers) if as_text else image_response(result, headers)
 
     @routes.get("/api/v1/server-config", operation_id="iopaint_server_config", summary="What this server offers",
                 response_model=ServerConfig)
@@ -165,7 +163,7 @@ def router(engine: Engine, settings: Settings) -> APIRouter:
     @forms.post("/api/v1/gen-info", operation_id="iopaint_gen_info", summary="The prompts that a PNG was made with",
                 response_model=GenInfo, responses=answers())
     async def gen_info(file: UploadFile) -> Response:
-        found = parameters(spooled(file.file), max_pixels=settings.max_pixels)
+        found = parameters(await content(file), max_pixels=settings.max_pixels)
         prompt, _, rest = found.partition("Negative prompt: ")
         negative = rest.partition("Negative prompt: ")[0].partition("\n")[0]
         return JSONResponse({"prompt": prompt.strip(), "negative_prompt": negative.strip()})
@@ -175,7 +173,7 @@ def router(engine: Engine, settings: Settings) -> APIRouter:
     async def save_image(request: Request, file: UploadFile) -> Response:
         if engine.saved is None:
             raise Refused(400, "Output directory not configured or doesn't exist")
-        name, data = file_name(file.filename), spooled(file.file)
+        name, data = file_name(file.filename), await content(file)
         read_image(data, max_pixels=settings.max_pixels)
         await asyncio.to_thread(engine.saved.put, name, data, caller(request).tenant)
         return JSONResponse(None)

@@ -7,11 +7,13 @@ from typing import Any
 
 from starlette.requests import Request
 
+from api.answers import held
 from api.auth import Caller, caller
 from api.images import read_image
 from api.iopaint_images import read_part
-from api.iopaint_schema import Body, read
+from api.iopaint_schema import Body, read_body
 from api.limits import content_length, file_limit
+from api.pictures import Picture
 from api.run import Watch
 from core.errors import TooLarge, UnknownModel
 from core.job import Job
@@ -67,21 +69,21 @@ class Desk:
         self._engine.ask(content_length(dict(request.scope["headers"])) or 0, caller(request).tenant)
 
     async def read(self, request: Request, kind: type[Body]) -> Body:
-        """The request's JSON. Its text is not kept: it is large, and a job may wait. Raises `ValidationFailed`."""
-        return read(kind, b"".join([chunk async for chunk in request.stream()]))
+        """The request's JSON. Raises `ValidationFailed` and `TooLarge`."""
+        return await read_body(kind, request.stream())
 
     def watch(self, request: Request) -> Watch:
         """While it is open, a client that goes away cancels what is done for it. The body must have been read."""
         return Watch(request.scope, request.receive)
 
-    async def part(self, request: Request, text: str | None, role: Role = "image") -> ImagePart:
+    async def part(self, request: Request, text: Picture | None, role: Role = "image") -> ImagePart:
         """An image of the body, within this caller's limits. Raises as `read_part`."""
         most = file_limit(caller(request), self._settings)
         return await read_part(text, role, max_bytes=most, max_pixels=self._settings.max_pixels)
 
     def again(self, result: ResultBody, role: Role = "image") -> ImagePart:
         """A result as an image of the next run."""
-        return read_image(bytes(result.data), role, max_pixels=self._settings.max_pixels)
+        return read_image(held(result), role, max_pixels=self._settings.max_pixels)
 
     async def run(
         self,

@@ -13,6 +13,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
+from api.answers import image_response
 from api.iopaint_desk import Desk, short_body
 from api.iopaint_schema import AdjustMask, Lenient, Refused, RunPlugin, SwitchPluginModel, answers, read, takes
 from core.errors import InvalidParameter
@@ -76,7 +77,7 @@ def router(engine: Engine, desk: Desk) -> APIRouter:
         plain = replace(mask, role="image", header=replace(mask.header, alpha=False))
         params = {"operate": operate, "kernel_size": kernel_size}
         _, result = await desk.run(request, MASK_MODEL, (plain,), params)
-        return Response(bytes(result.data), media_type="image/png")
+        return image_response(result)
 
     @routes.post("/api/v1/adjust_mask", **described(AdjustMask, "adjust_mask", "Grow, shrink or reverse a mask"))
     async def adjust_mask(request: Request) -> Response:
@@ -105,7 +106,7 @@ def router(engine: Engine, desk: Desk) -> APIRouter:
             image = await desk.part(request, body.image)
             output = OutputFormat("png", keep_metadata=True)
             _, found = await desk.run(request, plugin.model, (image,), plugin.params(body), output)
-            return Response(bytes(found.data), media_type="image/png")
+            return image_response(found)
 
     @routes.post("/api/v1/switch_plugin_model", operation_id="iopaint_switch_plugin_model", response_model=None,
                  summary="Choose a plugin's model", openapi_extra=takes(SwitchPluginModel), responses=answers())

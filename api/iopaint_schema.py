@@ -5,11 +5,15 @@ are ignored (its own page misspells two), "20" is 20; refused are values out of 
 from __future__ import annotations
 
 import random
+from collections.abc import AsyncIterator
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from api.errors import HttpError, does_not_fit
+from api import strict_json
+from api.errors import HttpError, ValidationFailed, does_not_fit
+from api.pictures import Picture
+from core.errors import BadRequest, TooLarge
 from core.model import ModelSpec
 
 SAMPLERS = (
@@ -17,6 +21,7 @@ SAMPLERS = (
     "DPM2 Karras", "DPM2 a", "DPM2 a Karras", "Euler", "Euler a", "Heun", "LMS", "LMS Karras", "DDIM", "PNDM", "UniPC",
     "LCM",
 )  # fmt: skip
+LONG = ("image", "mask", "paint_by_example_example_image", "image_tensor_b64", "mask_tensor_b64")  # may be images
 MASK_THRESHOLD = 127
 RANDOM_SEEDS = (1, 99_999_999)
 ONLY_WITH = {  # the strategy that a field belongs to
@@ -38,18 +43,33 @@ Body = TypeVar("Body", bound=Lenient)
 
 
 def read(kind: type[Body], data: bytes) -> Body:
-    """A JSON body as this kind. Raises `ValidationFailed` with FastAPI's list of what does not fit."""
+    """A short JSON text as this kind. Raises `ValidationFailed` with FastAPI's list of what does not fit."""
     try:
         return kind.model_validate_json(data)
     except ValidationError as fault:
         raise does_not_fit(fault) from None
 
 
+async def read_body(kind: type[Body], body: AsyncIterator[bytes]) -> Body:
+    """A JSON body of any length as this kind. Raises as `read`, and `TooLarge`."""
+    try:
+        return kind.model_validate(await strict_json.read(body, LONG, lenient=True))
+    except ValidationError as fault:
+        raise does_not_fit(fault) from None
+    except TooLarge:
+        raise
+    except BadRequest as fault:
+        errors = [{"loc": ("body",), "msg": fault.message, "type": "json_invalid"}]
+        raise ValidationFailed(fault.message, errors=errors) from None
+
+
 class InpaintRequest(Lenient):
     """The body of `POST /api/v1/inpaint`. What belongs to diffusion models has no effect on the others."""
 
-    image: str | None = Field(None, description="base64 or a data: URL: PNG, JPEG, WebP or AVIF.")
-    mask: str | None = Field(None, description="As `image`; brighter than 127 is painted over. Its alpha is ignored.")
+    image: Picture | None = Field(None, description="base64 or a data: URL: PNG, JPEG, WebP or AVIF.")
+    mask: Picture | None = Field(
+        None, description="As `image`; brighter than 127 is painted over. Its alpha is ignored."
+    )
     ldm_steps: int = 20
     ldm_sampler: str = "plms"
     zits_wireframe: bool = True
@@ -83,7 +103,7 @@ class InpaintRequest(Lenient):
     sd_keep_unmasked_area: bool = Field(True, description="Keep every byte outside the mask.")
     cv2_flag: Literal["INPAINT_NS", "INPAINT_TELEA"] = "INPAINT_NS"
     cv2_radius: int = 4
-    paint_by_example_example_image: str | None = None
+    paint_by_example_example_image: Picture | None = None
     p2p_image_guidance_scale: float = 1.5
     enable_controlnet: bool = False
     controlnet_conditioning_scale: float = Field(0.4, ge=0, le=1)
@@ -110,9 +130,9 @@ class InpaintRequest(Lenient):
             self.enable_controlnet = self.sd_lcm_lora = False
         return self
 
-    def take(self, name: Literal["image", "mask"]) -> str | None:
+    def take(self, name: Literal["image", "mask"]) -> Picture | None:
         """The text of an image, which is not kept for longer than it takes to decode it."""
-        text: str | None = getattr(self, name)
+        text: Picture | None = getattr(self, name)
         setattr(self, name, None)
         return text
 
@@ -127,14 +147,14 @@ class InpaintRequest(Lenient):
 
 
 class AdjustMask(Lenient):
-    mask: str = Field(description="base64 or a data: URL; from 127 on a pixel is on.")
+    mask: Picture = Field(description="base64 or a data: URL; from 127 on a pixel is on.")
     operate: Literal["expand", "shrink", "reverse"]
     kernel_size: int = Field(5, ge=0, le=100, description="Pixels by which the mask grows or shrinks.")
 
 
 class RunPlugin(Lenient):
     name: str
-    image: str = Field(description="base64 or a data: URL.")
+    image: Picture = Field(description="base64 or a data: URL.")
     clicks: list[list[int]] = Field([], description="For interactive segmentation, which is not offered.")
     scale: float = Field(2.0, description="RealESRGAN: 2 or 4.")
 

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from http import HTTPStatus
+from pathlib import Path as FilePath
 from typing import Annotated, Any
 
 import orjson
@@ -15,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response, StreamingResponse
 
 from api import openapi, sse
+from api.answers import Part, PiecesResponse
 from api.auth import caller
 from api.images import MEDIA_TYPES
 from api.limits import content_length, file_limit
@@ -24,6 +26,7 @@ from core.job import Job
 from core.model import ModelSpec, Param
 from core.settings import Settings
 from core.states import State
+from core.turns import Turn
 from engine.engine import Engine
 from engine.feed import JobEvent
 from engine.results import ResultBody
@@ -178,8 +181,15 @@ def router(engine: Engine, settings: Settings, keepalive: float = 15.0) -> APIRo
         """The caller's jobs, newest first."""
         after = job_id(before) if before is not None else None
         jobs = await engine.jobs(caller(request).tenant, state=state, model=model, limit=limit + 1, before=after)
-        shown = [job_json(job, engine.position(job.id) if job.state is State.QUEUED else None) for job in jobs[:limit]]
-        return _json({"jobs": shown, "next": shown[-1]["id"] if len(jobs) > limit else None})
+        parts: list[Part] = []  # one by one: their parameters may be long texts
+        turn = Turn()
+        for job in jobs[:limit]:
+            position = engine.position(job.id) if job.state is State.QUEUED else None
+            parts += [b"," if parts else b'{"jobs":[', _dumps(job_json(job, position))]
+            await turn.over()
+        parts = parts or [b'{"jobs":[']
+        parts.append(b'],"next":%b}' % _dumps(jobs[limit - 1].id if len(jobs) > limit else None))
+        return PiecesResponse(parts, media_type="application/json")
 
     @api.get("/jobs/{id}", **openapi.answers("Job", 200, 404))
     async def status(request: Request, id: JobId) -> Response:
@@ -228,9 +238,9 @@ async def send_result(request: Request, body: ResultBody, name: str) -> Response
     if etag in [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]:
         return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
     filename = f"{name}.{'jpg' if body.format == 'jpeg' else body.format}"
-    if isinstance(body.data, bytes):
+    if not isinstance(body.data, FilePath):
         headers["content-disposition"] = f'attachment; filename="{filename}"'
-        return Response(body.data, media_type=body.media_type, headers=headers)
+        return PiecesResponse([body.data], headers=headers, media_type=body.media_type)
     try:
         stat = await asyncio.to_thread(body.data.stat)
     except OSError:
@@ -245,5 +255,9 @@ async def event_lines(events: AsyncIterator[JobEvent], keepalive: float) -> Asyn
             yield sse.KEEPALIVE if event is None else sse.line(event.kind, event.data, event.number)
 
 
+def _dumps(value: Any) -> bytes:
+    return orjson.dumps(value, default=str)
+
+
 def _json(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return Response(orjson.dumps(value, default=str), status, headers, "application/json")
+    return Response(_dumps(value), status, headers, "application/json")

@@ -17,14 +17,16 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 from pydantic import Field
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import Response
 
+from api.answers import base64_response, image_response
 from api.auth import caller
 from api.errors import ValidationFailed, status_of
 from api.iopaint import wants_text
-from api.iopaint_desk import Desk
-from api.iopaint_images import as_mask, decode, encode
+from api.iopaint_desk import SHORT, Desk
+from api.iopaint_images import as_mask, decode
 from api.iopaint_schema import InpaintRequest, Lenient, read, takes
+from api.pictures import Picture
 from api.spool import collect
 from core.data import Data
 from core.errors import BadRequest, ImagePoolError, InvalidImage, InvalidParameter, TooLarge
@@ -71,8 +73,8 @@ class Shapes(Lenient):
 class Preprocessed(Shapes):
     """The JSON form."""
 
-    image_tensor_b64: str = Field(description="base64 of float32, little-endian, 0..1, RGB planes.")
-    mask_tensor_b64: str = Field(description="base64 of float32, little-endian, 0 or 1.")
+    image_tensor_b64: Picture = Field(description="base64 of float32, little-endian, 0..1, RGB planes.")
+    mask_tensor_b64: Picture = Field(description="base64 of float32, little-endian, 0 or 1.")
 
 
 def check(shapes: Shapes, max_pixels: int) -> None:
@@ -106,6 +108,8 @@ def split(body: Data, head_length: str) -> tuple[Shapes, Data, Data]:
     if not head_length.isdecimal() or len(head_length) > 9 or not 0 < int(head_length) <= len(body):
         raise BadRequest("Inference-Header-Content-Length must be the length of the JSON that the body begins with")
     end = int(head_length)
+    if end > SHORT:
+        raise TooLarge(f"the JSON that the body begins with has more than {SHORT} bytes")
     view = memoryview(body)
     shapes = read(Shapes, bytes(view[:end]))
     pixels = shapes.image_shape[2] * shapes.image_shape[3]
@@ -153,16 +157,16 @@ def router(engine: Engine, settings: Settings) -> APIRouter:
         began = time.perf_counter()
         desk.visit(request)
         head_length = request.headers.get(HEAD_LENGTH)
-        body = await (request.body() if head_length is None else collect(request.stream()))
+        given = await desk.read(request, Preprocessed) if head_length is None else None
+        body = await collect(request.stream()) if given is None else b""
         with desk.watch(request):
-            if head_length is None:
-                given = read(Preprocessed, bytes(body))
+            if given is not None:
                 check(given, settings.max_pixels)
                 shapes: Shapes = given
                 image: Data = await decode(given.image_tensor_b64, "image_tensor_b64")
                 mask: Data = await decode(given.mask_tensor_b64, "mask_tensor_b64")
             else:
-                shapes, image, mask = split(body, head_length)
+                shapes, image, mask = split(body, head_length or "")
                 check(shapes, settings.max_pixels)
             parts = await pictures(request, image, mask, shapes)
             spec = desk.models.of(caller(request).tenant)
@@ -170,7 +174,7 @@ def router(engine: Engine, settings: Settings) -> APIRouter:
             _, result = await desk.run(request, spec.name, parts, params)
         headers = {"x-inference-time-ms": f"{(time.perf_counter() - began) * 1000:.1f}"}
         if wants_text(request) or (head_length is None and "image/" not in request.headers.get("accept", "")):
-            return PlainTextResponse(await encode(bytes(result.data)), headers=headers)
-        return Response(bytes(result.data), headers=headers, media_type="image/png")
+            return base64_response(result, headers)
+        return image_response(result, headers)
 
     return routes

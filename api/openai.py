@@ -8,7 +8,6 @@ can be fetched as long as retention keeps them. `n` images are `n` jobs. Errors 
 from __future__ import annotations
 
 import asyncio
-import base64
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
@@ -20,6 +19,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from api import openai_cutouts, openai_requests, openai_shapes, sse
+from api.answers import PLACE, json_with_images, pieces_of, with_images
 from api.auth import caller
 from api.choice import choose
 from api.errors import ValidationFailed, status_of
@@ -28,6 +28,7 @@ from api.limits import file_limit
 from api.openai_requests import ImagesRequest
 from api.run import Watch
 from api.submission import Submission, read_parts
+from core.data import Data
 from core.errors import Draining, ImagePoolError, InvalidParameter, UnknownModel, from_info
 from core.job import Job
 from core.model import ModelSpec
@@ -124,11 +125,11 @@ class Counter:
             for params in asked.params(spec, first)
         ]  # fmt: skip
 
-    async def images(self, order: Order) -> list[tuple[Job, bytes]]:
+    async def images(self, order: Order) -> list[tuple[Job, Data]]:
         """Run an order's jobs while its client waits; all of them or, when one fails, its error."""
         return await _all([self._image(one, order.remover) for one in order.requests])
 
-    async def _image(self, wanted: ImageRequest, remover: ModelSpec | None) -> tuple[Job, bytes]:
+    async def _image(self, wanted: ImageRequest, remover: ModelSpec | None) -> tuple[Job, Data]:
         first = openai_cutouts.first(wanted) if remover else wanted
         job, body = await self._engine.run(replace(first, durable=False))
         data = await body.read()
@@ -176,8 +177,9 @@ class Counter:
             data = await body.read()
             if order.remover is not None:
                 done, data = await openai_cutouts.cut_out(self._engine, order.requests[0], order.remover, data)
-            told = openai_shapes.completed(order.kind, order.asked, done, base64.b64encode(data).decode())
-            yield sse.line(told["type"], told)
+            told = openai_shapes.completed(order.kind, order.asked, done, PLACE)
+            for piece in pieces_of(with_images(sse.line(told["type"], told), [data])):
+                yield piece
         except ImagePoolError as fault:
             yield sse.line("error", dress(fault, "")[1])
         finally:
@@ -207,6 +209,7 @@ def router(engine: Engine, settings: Settings) -> APIRouter:
         if order.asked.stream:
             lines = await counter.stream(order, who.tenant)
             return StreamingResponse(lines, headers={"cache-control": "no-store"}, media_type="text/event-stream")
+        images: list[Data] = []
         with Watch(request.scope, request.receive):
             if order.asked.as_url:
                 jobs = await counter.jobs(order)
@@ -216,8 +219,9 @@ def router(engine: Engine, settings: Settings) -> APIRouter:
             else:
                 done = await counter.images(order)
                 jobs = [job for job, _ in done]
-                data = [{"b64_json": base64.b64encode(image).decode()} for _, image in done]
-        return JSONResponse(openai_shapes.images(order.asked, jobs, data))
+                images = [image for _, image in done]
+                data = [{"b64_json": PLACE}] * len(images)
+        return json_with_images(openai_shapes.images(order.asked, jobs, data), images)
 
     @api.post("/images/generations", operation_id="openai_generate", summary="Draw images from words",
               **openai_shapes.answers("application/json"))

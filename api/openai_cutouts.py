@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from api.choice import choose
 from api.images import read_image
+from core.data import Data
 from core.errors import InvalidParameter, UnknownModel
 from core.job import Job
 from core.model import Catalogue, ModelSpec
@@ -46,13 +47,13 @@ def first(request: ImageRequest) -> ImageRequest:
     return replace(request, output=OutputFormat("png"))
 
 
-def second(wanted: ImageRequest, spec: ModelSpec, image: bytes) -> ImageRequest:
+def second(wanted: ImageRequest, spec: ModelSpec, image: Data) -> ImageRequest:
     """The job after it: cuts the subject out of the image, in the format that was wanted."""
     part = read_image(image, max_pixels=len(image) * PIXELS_OF_A_BYTE)  # made here: no stranger's bomb
     return replace(wanted, model=spec.name, images=(part,), params=spec.check_params({}), previews=False)
 
 
-async def cut_out(engine: Engine, wanted: ImageRequest, spec: ModelSpec, image: bytes) -> tuple[Job, bytes]:
+async def cut_out(engine: Engine, wanted: ImageRequest, spec: ModelSpec, image: Data) -> tuple[Job, Data]:
     """Run that job while its client waits; the image. Cancelling this coroutine cancels the job."""
     job, body = await engine.run(replace(second(wanted, spec, image), durable=False))
     return job, await body.read()

@@ -14,7 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from starlette.requests import Request
 
 from api import choice, strict_json
-from api.images import decode_base64
+from api.images import read_base64
+from api.json_pieces import LongText
 from api.submission import MAX_IMAGES, Submission, media_type, read_form
 from core.errors import BadRequest, InvalidParameter, UnsupportedEncoding
 from core.model import ModelSpec
@@ -143,10 +144,10 @@ async def read(request: Request, max_file: int) -> tuple[ImagesRequest, Submissi
     if kind == "multipart/form-data":
         await read_form(found, request.headers, request.stream(), max_file)
     elif kind == "application/json":
-        given = strict_json.loads(await request.body())
+        given = await strict_json.read(request.stream(), ("image_url",))
         if not isinstance(given, dict):
             raise BadRequest("the JSON body must be an object")
-        _read_references(found, given, max_file)
+        await _read_references(found, given, max_file)
         found.fields = given
     else:
         raise UnsupportedEncoding("send application/json, or multipart/form-data with the images as files")
@@ -156,7 +157,7 @@ async def read(request: Request, max_file: int) -> tuple[ImagesRequest, Submissi
         raise _refusal(fault) from None
 
 
-def _read_references(found: Submission, given: dict[str, Any], max_file: int) -> None:
+async def _read_references(found: Submission, given: dict[str, Any], max_file: int) -> None:
     """Images in JSON: `images: [{"image_url": "data:..."}]` and `mask` alike, as newer clients may send them."""
     references = given.pop("images", None) or []
     mask = given.pop("mask", None)
@@ -166,9 +167,9 @@ def _read_references(found: Submission, given: dict[str, Any], max_file: int) ->
     for role, sent in (("image", references), ("mask", [mask] if mask else [])):
         for one in sent:
             url = one.get("image_url") if isinstance(one, dict) else None
-            if not isinstance(url, str) or not url.startswith("data:"):
+            if not isinstance(url, str | LongText) or not url.startswith("data:"):
                 raise InvalidParameter(f"'{role}' must hold an image_url that is a data: URL", parameter=role)
-            found.add_image(role, decode_base64(url, role, max_bytes=max_file))  # type: ignore[arg-type]
+            found.add_image(role, await read_base64(url, role, max_bytes=max_file))  # type: ignore[arg-type]
 
 
 def check_number(images: int) -> None:

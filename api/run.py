@@ -15,6 +15,7 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope, Send
 
+from api.answers import WHOLE, send_pieces
 from api.auth import Caller
 from api.errors import MethodNotAllowed
 from api.limits import GONE, Body, content_length, file_limit, too_large, whole
@@ -55,6 +56,9 @@ class Run:
             raise UnsupportedEncoding("send the image itself as image/*, or multipart/form-data with image and mask")
         with loan:
             await send({"type": "http.response.start", "status": 200, "headers": _headers(job, loan)})
+            if loan.size > WHOLE:
+                await send_pieces([loan.data], send)
+                return
             ours = GONE in scope.get("extensions", {})  # our protocol has sent or copied it when `send` returns
             await send({"type": "http.response.body", "body": loan.data if ours else bytes(loan.data)})
 

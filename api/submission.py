@@ -8,23 +8,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.datastructures import Headers, UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from api import strict_json
+from api import forms, strict_json
 from api.auth import Caller
-from api.images import check_mask, decode_base64, read_image
+from api.images import check_mask, read_base64, read_image
+from api.json_pieces import LongText
 from api.options import read_flag, read_options, single
-from api.spool import IN_MEMORY, collect, spooled
+from api.spool import collect
 from core.data import Data
-from core.disk import disk_fault
 from core.errors import BadRequest, InvalidParameter, TooLarge, UnsupportedEncoding
 from core.model import Catalogue, ModelSpec
 from core.request import ROLES, ImagePart, ImageRequest, Role
 
 MAX_IMAGES = 16
-MAX_FIELDS = 64
-MAX_FIELD = 256 << 10
 MAX_QUERY = 64
 FIELDS: dict[str, Role] = {role: role for role in ROLES} | {f"{role}[]": role for role in ROLES}
 
@@ -43,16 +40,6 @@ class Submission:
         self.fields[name] = single(name, value, self.fields)
 
 
-class _Form(MultiPartParser):
-    """Starlette's parser, which takes a body that was cut off for a whole one."""
-
-    spool_max_size = IN_MEMORY
-    complete = False
-
-    def on_end(self) -> None:
-        self.complete = True
-
-
 async def read_submission(request: Request, max_file: int) -> Submission:
     """Read the whole body by its content type. Raises `BadRequest` and what lies under it."""
     kind = media_type(request.headers.get("content-type", ""))
@@ -61,7 +48,7 @@ async def read_submission(request: Request, max_file: int) -> Submission:
     if kind == "multipart/form-data":
         await read_form(found, request.headers, request.stream(), max_file)
     elif kind == "application/json":
-        _read_json(found, await request.body(), max_file)
+        await _read_json(found, request, max_file)
     elif kind.startswith("image/") or kind == "application/octet-stream":
         found.add_image("image", await collect(request.stream()))
     else:
@@ -89,19 +76,8 @@ def read_query(found: Submission, query: bytes) -> None:
 async def read_form(found: Submission, headers: Headers, body: AsyncIterator[bytes], max_file: int) -> None:
     """Add the files and fields of a multipart body. Raises `BadRequest`, `TooLarge`, `InvalidParameter`."""
     # One file more than is taken, so that the 17th image gets a sentence of its own.
-    limits = {"max_files": MAX_IMAGES + 2, "max_fields": MAX_FIELDS, "max_part_size": MAX_FIELD}
-    parser = _Form(headers, body, **limits)  # type: ignore[arg-type]
+    form = await forms.read(headers, body, max_files=MAX_IMAGES + 2)
     try:
-        form = await parser.parse()
-    except MultiPartException as fault:
-        raise BadRequest(f"the multipart body cannot be read: {fault.message}") from None
-    except UnicodeError:
-        raise BadRequest("the multipart body cannot be read: its names are not in the charset that it claims") from None
-    except OSError as fault:  # of the disk, where large files of a form lie
-        raise disk_fault(fault) from fault
-    try:
-        if not parser.complete:
-            raise BadRequest("the multipart body ends before its last boundary; it was cut off or names another one")
         for name, value in form.multi_items():
             if isinstance(value, UploadFile):
                 role = FIELDS.get(name)
@@ -109,7 +85,7 @@ async def read_form(found: Submission, headers: Headers, body: AsyncIterator[byt
                     raise InvalidParameter(
                         f"a file goes into {', '.join(ROLES)}, not '{name[:64]}'", parameter=name[:64]
                     )
-                found.add_image(role, _limited(spooled(value.file), role, max_file))
+                found.add_image(role, _limited(await forms.content(value), role, max_file))
             elif name in FIELDS:
                 raise InvalidParameter(f"'{name}' must be a file (a part with a filename)", parameter=name)
             else:
@@ -118,8 +94,8 @@ async def read_form(found: Submission, headers: Headers, body: AsyncIterator[byt
         await form.close()
 
 
-def _read_json(found: Submission, body: bytes, max_file: int) -> None:
-    given = strict_json.loads(body)
+async def _read_json(found: Submission, request: Request, max_file: int) -> None:
+    given = await strict_json.read(request.stream(), FIELDS)
     if not isinstance(given, dict):
         raise BadRequest("the JSON body must be an object")
     for name, value in given.items():
@@ -130,9 +106,9 @@ def _read_json(found: Submission, body: bytes, max_file: int) -> None:
         if len(texts) > MAX_IMAGES:
             raise _too_many(len(texts))
         for text in texts:
-            if not isinstance(text, str):
+            if not isinstance(text, str | LongText):
                 raise InvalidParameter(f"'{name}' must be base64 text or a data: URL", parameter=name)
-            found.add_image(FIELDS[name], decode_base64(text, FIELDS[name], max_bytes=max_file))
+            found.add_image(FIELDS[name], await read_base64(text, FIELDS[name], max_bytes=max_file))
 
 
 def _limited(data: Data, role: Role, max_file: int) -> Data:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 import secrets
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +28,7 @@ WORDS: Mapping[str, tuple[str, Any]] = {
 REFERENCE_SIDE = 512
 REFERENCE_PIXELS = REFERENCE_SIDE * REFERENCE_SIDE
 MAX_TEXT = 8_192
+_HALF = re.compile("[\ud800-\udfff]")
 RANDOM_SEED = -1
 MAX_IMAGES = 16  # of one role in a request
 
@@ -91,7 +93,7 @@ class Param:
             raise self._refuse("must be text")
         if len(value) > MAX_TEXT:
             raise self._refuse(f"has {len(value)} characters; the most is {MAX_TEXT}")
-        if "\0" in value or any(0xD800 <= ord(c) <= 0xDFFF for c in value):
+        if "\0" in value or _HALF.search(value):
             raise self._refuse("holds a character that is no text (NUL or half of a surrogate pair)")
         return value.strip()
 
@@ -154,7 +156,7 @@ class ModelSpec:
         """All parameters, defaults filled in. Raises `InvalidParameter` for one that is unknown, missing or bad."""
         for name in given:
             if name not in self.params:
-                near = difflib.get_close_matches(name, self.params, n=1)
+                near = difflib.get_close_matches(name[:64], self.params, n=1)
                 hint = f"; did you mean '{near[0]}'?" if near else f"; it takes {', '.join(self.params) or 'none'}"
                 raise InvalidParameter(f"model '{self.name}' has no parameter '{name[:64]}'{hint}", parameter=name[:64])
         checked: dict[str, Any] = {}

@@ -34,6 +34,7 @@ from core.signing import Signer
 from core.states import State
 from core.ticket import Ticket
 from core.trace import CURRENT
+from core.turns import copied
 from engine import disk, roll, snapshot, watch
 from engine.arrivals import Arrivals
 from engine.departures import Departures
@@ -255,7 +256,7 @@ class Engine:
         """As `lend`, with a result of its own."""
         job, loan = await self.lend(request, permit, heard)
         with loan:
-            return job, ResultBody.of(bytes(loan.data), loan.format, loan.size)
+            return job, ResultBody.of(await copied(loan.data), loan.format, loan.size)
 
     async def lend(
         self, request: ImageRequest, permit: Permit | None = None, heard: Callable[[float], None] | None = None,

@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import dataclass
 from pathlib import Path
 
+from core.data import Data
 from core.errors import ErrorInfo, JobNotFinished, ResultGone, from_info
 from core.job import Job
 from core.request import Span
@@ -19,18 +20,18 @@ MEDIA_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp", "
 class ResultBody:
     """An encoded result: bytes in memory (ephemeral jobs) or a file, and what it is. `size` is in bytes."""
 
-    data: bytes | Path
+    data: Data | Path
     media_type: str
     format: str
     size: int
 
     @classmethod
-    def of(cls, data: bytes | Path, format: str, size: int) -> ResultBody:
+    def of(cls, data: Data | Path, format: str, size: int) -> ResultBody:
         return cls(data, MEDIA_TYPES.get(format, "application/octet-stream"), format, size)
 
-    async def read(self) -> bytes:
+    async def read(self) -> Data:
         """The bytes, wherever they are. Raises `ResultGone`."""
-        if isinstance(self.data, bytes):
+        if not isinstance(self.data, Path):
             return self.data
         try:
             return await asyncio.to_thread(self.data.read_bytes)

@@ -165,7 +165,8 @@ def body(**fields: Any) -> bytes:
 JSON = {
     "nothing": (b"", 400),
     "a list": (b"[]", 400),
-    "deep": (b'{"model":' + b"[" * 100_000, 400),
+    "deep": (b'{"model":' + b"[" * 5_000, 400),
+    "deeper than anybody looks": (b'{"model":' + b"[" * 100_000, 413),
     "deep but whole": (body(params={"x": 1}).replace(b'{"x":1}', b'{"x":' + b"[" * 60 + b"]" * 60 + b"}"), 400),
     "NaN": (body(strength=-0.5).replace(b"-0.5", b"NaN"), 400),
     "Infinity": (body(strength=-0.5).replace(b"-0.5", b"Infinity"), 400),
