@@ -34,7 +34,7 @@ MAX_URLENCODED = 64 << 10
 UTF_8 = ("utf-8", "utf8", "us-ascii")
 
 
-class _Form(MultiPartParser):
+class Form(MultiPartParser):
     """Starlette's parser, which is fed in pieces and does not take a body that was cut off for a whole one."""
 
     complete = False
@@ -43,10 +43,11 @@ class _Form(MultiPartParser):
         self.complete = True
 
     async def parse(self) -> FormData:
-        """Raises `MultiPartException`, `FormParserError` and what reading the body raises."""
+        """Raises `MultiPartException`, `BadRequest` and what reading the body raises."""
         self._charset = "utf-8"
-        parser, turn = MultipartParser(_boundary(self.headers), self._callbacks()), Turn()
+        turn = Turn()
         try:
+            parser = MultipartParser(_boundary(self.headers), self._callbacks())
             async for chunk in self.stream:
                 for piece in pieces(chunk, FED):
                     parser.write(piece)
@@ -54,9 +55,11 @@ class _Form(MultiPartParser):
                     if sum(len(data) for _, data in self._file_parts_to_write) >= BATCH:
                         await self._write()
                 await self._write()
-        except BaseException:
+        except BaseException as fault:
             for file in self._files_to_close_on_error:
                 file.close()
+            if isinstance(fault, FormParserError):
+                raise MultiPartException("A boundary or the headers of a part are wrong.") from None
             raise
         return FormData(self.items)
 
@@ -99,15 +102,13 @@ async def read(
     """The files and fields of a multipart body; close it after use. Raises `BadRequest` and what reading the body
     raises."""
     limits = {"max_files": max_files, "max_fields": max_fields, "max_part_size": max_field}
-    parser = _Form(headers, body, **limits)  # type: ignore[arg-type]
+    parser = Form(headers, body, **limits)  # type: ignore[arg-type]
     try:
         form = await parser.parse()
     except MultiPartException as fault:
         raise BadRequest(f"the multipart body cannot be read: {fault.message}") from None
     except OSError as fault:  # of the disk, where large files of a form lie
         raise disk_fault(fault) from fault
-    except FormParserError:
-        raise BadRequest("the multipart body cannot be read: a boundary or a part's headers are wrong") from None
     if not parser.complete:
         await form.close()
         raise BadRequest("the multipart body ends before its last boundary; it was cut off or names another one")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import UploadFile
 from pydantic import BaseModel, Field
@@ -23,23 +23,25 @@ ENHANCE_PROMPT = "high quality, detailed, sharp"
 DETAIL: Mapping[str, float] = {"sharpen": 1.0, "smooth": -1.0, "soft": -1.0, "blur": -1.0}
 """How words about sharpness speak for (above 0) or against detail."""
 
+Prompt = Annotated[str, Field(max_length=MAX_TEXT)]
+
 
 class UpscaleParams(BaseModel):
-    prompt: str = Field("", max_length=MAX_TEXT, description="Edits to make on the way, such as `sharp` or `warmer`.")
-    negative_prompt: str = Field("", max_length=MAX_TEXT, description="What to avoid, such as `blurry`; edits named here are left out.")
+    prompt: Prompt = Field("", description="Edits to make on the way, such as `sharp` or `warmer`.")
+    negative_prompt: Prompt = Field("", description="What to avoid, such as `blurry`; edits named here are left out.")
     num_inference_steps: int = Field(20, ge=1, le=100, description="Rounds of refinement.")
     guidance_scale: float = Field(7.5, ge=1, le=20, description="How steep edges become.")
     scale: int = Field(4, description="2 or 4 times the width and height.")
 
 
 class EnhanceParams(BaseModel):
-    prompt: str = Field(ENHANCE_PROMPT, max_length=MAX_TEXT, description="What to stress, and edits to make on the way.")
+    prompt: Prompt = Field(ENHANCE_PROMPT, description="What to stress, and edits to make on the way.")
     strength: float = Field(0.3, ge=0.1, le=1.0, description="How far the image may change.")
     guidance_scale: float = Field(7.5, ge=1, le=20, description="How strongly detail is raised.")
 
 
 class StyleParams(BaseModel):
-    prompt: str = Field("", max_length=MAX_TEXT, description="Edits that the style is combined with, such as `black and white`.")
+    prompt: Prompt = Field("", description="Edits that the style is combined with, such as `black and white`.")
     strength: float = Field(0.6, ge=0.1, le=1.0, description="How far the image may change.")
     guidance_scale: float = Field(8.0, ge=1, le=20, description="Weight of the lines, or of grain and scratches.")
 

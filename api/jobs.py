@@ -158,7 +158,7 @@ def router(engine: Engine, settings: Settings, keepalive: float = 15.0) -> APIRo
         max_file = file_limit(who, settings)
         engine.ask(content_length(dict(request.scope["headers"])) or 0, who.tenant)
         found = await read_submission(request, max_file)
-        asked = shape_request(
+        asked = await shape_request(
             found, engine.catalogue, who, max_file=max_file, max_pixels=settings.max_pixels, idempotency_key=key
         )
         del found

@@ -6,9 +6,10 @@ from typing import Protocol
 
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import Headers, UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.formparsers import MultiPartException
 from starlette.requests import Request
 
+from api.forms import Form
 from core.errors import BadRequest, InvalidParameter, UnsupportedEncoding
 from core.loras import SUFFIX, checked_name
 
@@ -28,8 +29,8 @@ class _File(UploadFile):
         """Nobody reads it here."""
 
 
-class _Form(MultiPartParser):
-    """Starlette's parser, but the file's bytes go into `incoming`."""
+class _Form(Form):
+    """A form whose file's bytes go into `incoming`."""
 
     def __init__(self, request: Request, incoming: Sink) -> None:
         super().__init__(

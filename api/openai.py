@@ -85,7 +85,7 @@ class Counter:
         if asked.background == "transparent":
             remover = openai_cutouts.remover(self._engine.offered, asked.output_format)
         spec = self._spec(asked, found, tasks)
-        images = read_parts(spec, found, file_limit(caller(request), self._settings), self._settings.max_pixels)
+        images = await read_parts(spec, found, file_limit(caller(request), self._settings), self._settings.max_pixels)
         requests = tuple(self._requests(request, asked, spec, images))
         if remover is not None:
             openai_cutouts.check_size(requests[0], spec, remover)

@@ -96,7 +96,7 @@ class Run:
         most = file_limit(who, self._settings)
         await read_form(found, Headers(scope=scope), Request(scope, whole(receive)).stream(), most)
         options = read_options(spec, who, found.fields)
-        parts = read_parts(spec, found, most, self._settings.max_pixels)
+        parts = await read_parts(spec, found, most, self._settings.max_pixels)
         return await self._run(spec, who, options, parts, None, scope, receive)
 
     def _ask(self, length: int | None, who: Caller) -> None:

@@ -20,6 +20,7 @@ from core.data import Data
 from core.errors import BadRequest, InvalidParameter, TooLarge, UnsupportedEncoding
 from core.model import Catalogue, ModelSpec
 from core.request import ROLES, ImagePart, ImageRequest, Role
+from core.turns import Turn
 
 MAX_IMAGES = 16
 MAX_QUERY = 64
@@ -121,7 +122,7 @@ def _too_many(count: int) -> InvalidParameter:
     return InvalidParameter(f"{count} images in one request; the most is {MAX_IMAGES}", parameter="image")
 
 
-def shape_request(
+async def shape_request(
     found: Submission, catalogue: Catalogue, caller: Caller, *, max_file: int, max_pixels: int, **more: Any
 ) -> ImageRequest:
     """The request that a submission asks for; `more` are further fields of `ImageRequest`. Raises `UnknownModel`,
@@ -134,7 +135,7 @@ def shape_request(
     options = read_options(spec, caller, fields)
     return ImageRequest(
         model=spec.name,
-        images=read_parts(spec, found, max_file, max_pixels),
+        images=await read_parts(spec, found, max_file, max_pixels),
         params=options.params,
         output=options.output,
         priority=options.priority,
@@ -144,7 +145,7 @@ def shape_request(
     )
 
 
-def read_parts(spec: ModelSpec, found: Submission, max_file: int, max_pixels: int) -> tuple[ImagePart, ...]:
+async def read_parts(spec: ModelSpec, found: Submission, max_file: int, max_pixels: int) -> tuple[ImagePart, ...]:
     """The images, in the order of their roles, as many of each as the model takes. Raises as `shape_request`."""
     count = sum(len(sent) for role, sent in found.images.items() if role != "mask")
     if count > MAX_IMAGES:
@@ -152,10 +153,12 @@ def read_parts(spec: ModelSpec, found: Submission, max_file: int, max_pixels: in
     check_counts(spec, {role: len(sent) for role, sent in found.images.items()})
     if found.images["mask"] and not found.images["image"]:
         raise InvalidParameter("a mask belongs to an image; send that too", parameter="mask")
-    parts = {
-        role: [read_image(_limited(data, role, max_file), role, max_pixels=max_pixels) for data in sent]
-        for role, sent in found.images.items()
-    }
+    parts: dict[Role, list[ImagePart]] = {role: [] for role in ROLES}
+    turn = Turn()
+    for role, sent in found.images.items():
+        for data in sent:
+            parts[role].append(read_image(_limited(data, role, max_file), role, max_pixels=max_pixels))
+            await turn.over()
     for mask in parts["mask"]:
         check_mask(parts["image"][0], mask)
     return tuple(part for role in ROLES for part in parts[role])
