@@ -1,15 +1,17 @@
 # make serve ARGS="--port 9000"   the server, after installing what it needs into .venv
 # make test                       ruff, mypy, pytest (ARGS go to pytest)
+# make lock                       requirements.lock anew, after requirements.txt has changed
 # make doctor                     can this machine serve, and what to do if not
 
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+UV     := uv==0.13.9
 RUN    := $(VENV)/.installed
 DEV    := $(VENV)/.installed-dev
 BENCHES = codecs scheduler diffusion hub lora denoiser overhead image inpaint hot_path recovery idle memory report
 
-.PHONY: serve test lint bench doctor clean
+.PHONY: serve test lint bench doctor lock clean
 .DELETE_ON_ERROR:
 
 serve: $(RUN)
@@ -27,6 +29,13 @@ lint: $(DEV)
 
 bench: $(DEV)
 	set -e; for name in $(BENCHES); do $(BIN)/python -m bench.$$name $(ARGS); done
+
+# Without torch, which is installed first: its build depends on the host.
+lock: $(RUN)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(UV)
+	grep -v '^torch==' requirements.txt | UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile - --quiet \
+		--universal --python-version 3.11 --generate-hashes --no-annotate --no-emit-index-url --no-emit-find-links \
+		--output-file requirements.lock
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
