@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import store.saved
 from core.errors import BadRequest, StorageFailed, StorageFull
 from store.files import FileStore
 from store.saved import SavedImages
@@ -42,6 +43,31 @@ def test_the_bound_counts_everybody_s_and_a_refused_image_leaves_nothing(tmp_pat
         images.put("b.png", bytes(500), "acme")
     images.put("b.png", bytes(400), "acme")
     assert names(tmp_path) == ["saved/a.png", "saved/of-acme/b.png"]
+
+
+def test_so_many_images_and_no_more_however_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store.saved, "MOST", 20)
+    images = saved(tmp_path)
+    for number in range(20):
+        images.put(f"{number}.png", b"x")
+    images = saved(tmp_path)  # a restart
+    with pytest.raises(StorageFull):
+        images.put("more.png", b"x", "acme")
+    (tmp_path / "saved" / "0.png").unlink()
+    images.put("more.png", b"x", "acme")
+    assert len(names(tmp_path)) == 20
+
+
+def test_images_that_are_there_already_make_the_next_no_slower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images, looks = saved(tmp_path), []
+    rglob = Path.rglob
+    monkeypatch.setattr(Path, "rglob", lambda *given: looks.append(given) or rglob(*given))
+    for number in range(50):
+        images.put(f"{number % 25}.png", bytes(20))
+    assert len(looks) == 1
+    images.put("last.png", bytes(500))
+    with pytest.raises(StorageFull):
+        images.put("none.png", b"x")
 
 
 def test_a_disk_that_refuses_is_told_as_such(tmp_path: Path) -> None:
