@@ -14,9 +14,10 @@ def main(argv: Sequence[str]) -> int:
     from core.settings import Settings
 
     if argv[:1] == ["doctor"]:
+        from api import checks
         from engine import doctor
 
-        return doctor.run(Settings.load(argv[1:]))
+        return doctor.run(Settings.load(argv[1:]), checks.CHECKS)
 
     from api.serve import serve
 

@@ -84,6 +84,7 @@ class Keys:
         self._tenants: frozenset[str] = frozenset()
         self._stamp: tuple[int, int] | None = None
         self._next_look = 0.0
+        self._fault = ""  # what was said last of a file that could not be read
         if path is not None:
             try:
                 self._stamp = self._look()
@@ -141,8 +142,12 @@ class Keys:
                 self._take(self._path)
                 self._stamp = stamp
                 log.info("API keys read again: %d in force", len(self._keys))
+            self._fault = ""
         except (OSError, ValueError) as fault:
-            log.error("the keys file cannot be read, the old keys stay in force: %s", fault)
+            why = f"the keys file is not there ({fault.strerror})" if isinstance(fault, OSError) else str(fault)
+            if why != self._fault:  # said once, not each second
+                log.error("%s; the old keys stay in force", why)
+            self._fault = why
 
 
 def presented_key(headers: Mapping[bytes, bytes]) -> bytes | None:
@@ -158,9 +163,12 @@ def read_keys(text: str) -> dict[bytes, tuple[bytes, Caller]]:
     """(digest, caller) by the digest's first 8 bytes, without the revoked keys. Raises ValueError with what is wrong,
     and in which entry."""
     try:
-        entries = tomllib.loads(text).get("keys", [])
+        raw = tomllib.loads(text)
     except tomllib.TOMLDecodeError as fault:
         raise ValueError(f"the keys file is not readable as TOML: {fault}") from None
+    entries = raw.get("keys", [])
+    if set(raw) - {"keys"} or not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise ValueError("the keys file may hold nothing but entries that begin with [[keys]]")
     keys: dict[bytes, tuple[bytes, Caller]] = {}
     for number, entry in enumerate(entries, 1):
         digest, found = _entry(number, entry)

@@ -81,10 +81,10 @@ class Finding:
 Check = Callable[[Settings], Iterator[Finding]]
 
 
-def run(settings: Settings) -> int:
-    """Print every finding as it is made. 1 when something stops the server, else 0."""
+def run(settings: Settings, more: Sequence[Check] = ()) -> int:
+    """Print every finding as it is made, also those of further checks. 1 when something stops the server, else 0."""
     found: list[Finding] = []
-    for check in CHECKS:
+    for check in (*CHECKS, *more):
         for finding in _safely(check, settings):
             print(finding, flush=True)
             found.append(finding)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from api import checks
 from core.settings import Settings
 from engine import doctor
 from engine.doctor import Finding
@@ -178,3 +179,15 @@ def test_models_of_one_s_own_that_cannot_be_imported(tmp_path: Path) -> None:
     assert "put lost.py beside" in told["lost"] and "ValueError: at once" in told["bad"]
     assert "is no subclass of models.base.Adapter" in told["odd"]
     assert marks(doctor.adapters, settings(tmp_path, "--models-folder", str(folder), "--models", "good")) == "✓"
+
+
+def test_entries_of_the_keys_file_that_the_door_would_not_take_or_not_limit(tmp_path: Path) -> None:
+    file = tmp_path / "keys.toml"
+    given = settings(tmp_path, "--keys-file", str(file))
+    good = f'[[keys]]\nname = "a"\nsha256 = "{"0" * 64}"\ntenant = "t"\n'
+    found = {}
+    for text in (good, good + 'tier = "por"\n', good + "revoked = true\n", '[[keys]]\nsha256 = "x"\ntenant = "t"\n'):
+        file.write_text(text)
+        found[text] = list(checks.key_entries(given))
+    assert ["".join(one.mark for one in findings) for findings in found.values()] == ["✓", "!✓", "!", "✗"]
+    assert "the tier 'por', which there is not" in found[good + 'tier = "por"\n'][0].what

@@ -68,10 +68,27 @@ def test_the_file_is_read_again_after_a_change_and_a_broken_one_keeps_the_old_ke
     assert keys.caller("second").tenant == "acme"
 
 
+def test_a_typo_in_the_file_is_said_once_and_harms_nobody(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    file, clock = tmp_path / "keys.toml", Clock()
+    file.write_text(entry("good"))
+    keys = Keys(file, clock)
+    for text in ("[[keys]\n", "keys = [1]", entry("better")):
+        file.write_text(text)
+        for _ in range(5):
+            clock.now += RELOAD_EVERY
+            assert keys.caller("better" if text == entry("better") else "good")
+    said = [record.levelname for record in caplog.records if record.name == "imagepool.auth"]
+    assert said == ["ERROR", "ERROR", "INFO"]
+
+
 @pytest.mark.parametrize(
     "text",
     [
         "[[keys]\n",
+        "keys = 5",
+        "keys = [1]",
+        '[[key]]\ntenant = "a"\n',
         '[[keys]]\ntenant = "a"\n',
         '[[keys]]\nsha256 = "abc"\ntenant = "a"\n',
         entry("a", 'tenant = ""'),
