@@ -280,6 +280,15 @@ def adapters(settings: Settings) -> Iterator[Finding]:
         yield Finding("✓", f"{len(wanted)} models of {folder} can be imported")
 
 
+def named(settings: Settings) -> Iterator[Finding]:
+    """Files and folders that settings name and that are asked for only when somebody comes for them."""
+    if settings.lora_folder is not None and settings.lora_folder.exists() and not settings.lora_folder.is_dir():
+        yield Finding("✗", f"--lora-folder {settings.lora_folder} is no folder", "name another one, or none")
+    shown = settings.iopaint_input
+    if shown is not None and not (shown.is_file() and os.access(shown, os.R_OK)):
+        yield Finding("!", f"--iopaint-input {shown} cannot be read: IOPaint's page opens empty", "name an image")
+
+
 def keys(settings: Settings) -> Iterator[Finding]:
     if settings.keys_file is None:
         yield Finding("!", "no keys file: whoever reaches the port may use the server", "set --keys-file")
@@ -292,7 +301,9 @@ def keys(settings: Settings) -> Iterator[Finding]:
     yield Finding("✓", "the keys file can be read")
 
 
-CHECKS: tuple[Check, ...] = (python, packages, devices, codecs, memory, storage, port, files, models, adapters, keys)
+CHECKS: tuple[Check, ...] = (
+    python, packages, devices, codecs, memory, storage, port, files, models, adapters, named, keys,
+)  # fmt: skip
 
 
 def _mib(size: int) -> str:

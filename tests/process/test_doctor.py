@@ -191,3 +191,12 @@ def test_entries_of_the_keys_file_that_the_door_would_not_take_or_not_limit(tmp_
         found[text] = list(checks.key_entries(given))
     assert ["".join(one.mark for one in findings) for findings in found.values()] == ["✓", "!✓", "!", "✗"]
     assert "the tier 'por', which there is not" in found[good + 'tier = "por"\n'][0].what
+
+
+def test_files_that_settings_name_and_nobody_looks_at_before_they_are_wanted(tmp_path: Path) -> None:
+    file = tmp_path / "a file"
+    file.touch()
+    given = settings(tmp_path, "--lora-folder", str(file), "--iopaint-input", str(tmp_path / "none.png"))
+    assert marks(doctor.named, given) == "✗!"
+    given = settings(tmp_path, "--lora-folder", str(tmp_path / "later"), "--iopaint-input", str(file))
+    assert marks(doctor.named, given) == ""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 from kit import TEST_MODELS, RunningServer, eventually, photo, running
 
 from core.settings import Settings
@@ -131,3 +132,26 @@ def test_after_the_delay_the_server_ends(tmp_path):
         assert server.stop(signal.SIGTERM, 30) == 0
         told = server.log.read_text()
         assert told.index("Serving on for 0.5 s") < told.index("Finishing what runs"), told[-3000:]
+
+
+HANGS = """
+import sys, time
+from api import serve
+from core.settings import Settings
+from store.jobs import JobStore
+serve.AFTER_GRACE = 1.0
+JobStore.close = lambda self: time.sleep(3600)
+sys.exit(serve.serve(Settings.load(sys.argv[1:])))
+"""
+
+
+def test_a_disk_that_hangs_at_the_end_holds_nobody_up(tmp_path):
+    server = RunningServer(tmp_path / "outputs", "--shutdown-grace", "1s", devices="cpu:1")
+    server._command[1:2] = ["-c", HANGS]
+    server.start()
+    tree = server.tree()
+    assert server.stop(signal.SIGTERM, 30) == 1
+    server.client.close()
+    assert "could not end in good order" in server.log.read_text()
+    _, alive = psutil.wait_procs(tree, timeout=10)
+    assert not alive, "its workers go with it"
