@@ -81,7 +81,7 @@ class Reader:
         path = url.removeprefix(_base(request)).partition("?")[0]  # it may be signed; here the caller's key counts
         if own := OWN_FILE.fullmatch(path):
             body = await self._tasks.result(await self._tasks.find(own[1], caller(request).tenant))
-            data: Data = await body.read()
+            data = await body.read()
         elif url.lower().startswith(("http://", "https://")):
             data = await self._fetch(url, parameter, caller(request).tenant, most)
         else:
