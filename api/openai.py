@@ -145,9 +145,13 @@ class Counter:
             request = openai_cutouts.second(request, remover, drawn)
         job = await self._engine.submit(request)
         try:
-            job = await self._engine.wait(job.id)
+            async for _ in self._engine.events(job.id):  # to its end, or to that of the server's grace
+                pass
+            job = await self._engine.job(job.id)
+            if not job.state.ended:
+                raise Draining("the server is shutting down; send it again", retry_after=10.0)
         finally:
-            if not job.state.ended:  # the client is gone, or a sister has failed
+            if not job.state.ended:  # the client is gone, a sister has failed, or the server goes away
                 await self._engine.cancel(job.id)
         if job.error is not None:
             raise from_info(job.error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import re
 from collections.abc import AsyncIterator
@@ -202,3 +203,24 @@ async def test_the_seed_minus_1_is_drawn_and_counted_up_from(server: Server) -> 
     assert (await generate(server, n=3, seed=-1)).status_code == 200
     seeds = sorted(item.params["seed"] for item in server.ran)
     assert seeds == [seeds[0] + number for number in range(3)] and seeds[0] >= 0
+
+
+async def test_who_waits_for_an_address_while_the_server_drains_has_the_grace_and_then_a_503(server: Server) -> None:
+    server.pool.hold()
+    runs = [asyncio.create_task(generate(server, response_format="url", seed=seed)) for seed in range(2)]
+    await until(lambda: server.engine.snapshot()["jobs"]["running"] == 2)
+    server.engine.drain()
+    await asyncio.wait(runs, timeout=0.1)
+    assert not any(run.done() for run in runs)
+    server.pool.release()
+    assert [(await run).status_code for run in runs] == [200, 200], "what ran may finish"
+
+
+async def test_who_waits_for_an_address_when_the_grace_ends_is_told_to_ask_again(server: Server) -> None:
+    server.pool.hold()
+    runs = [asyncio.create_task(generate(server, response_format="url", seed=seed)) for seed in range(2)]
+    await until(lambda: server.engine.snapshot()["jobs"]["running"] == 2)
+    server.engine.hurry()
+    for run in runs:
+        answer = await run
+        assert answer.status_code == 503 and error(answer)["code"] == "draining" and answer.headers["retry-after"]
