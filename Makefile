@@ -1,4 +1,5 @@
-# make serve ARGS="--port 9000"   the server, after installing what it needs into .venv
+# make serve ARGS="--port 9000"   the server, after installing what it needs into .venv (others than this host reach it
+#                                 with keys, or --host 0.0.0.0)
 # make test                       ruff, mypy, pytest (ARGS go to pytest)
 # make lock                       requirements.lock anew, after requirements.txt has changed
 # make doctor                     can this machine serve, and what to do if not

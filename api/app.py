@@ -17,11 +17,11 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import Response
 from starlette.routing import Match
 from starlette.types import ASGIApp, Lifespan, Receive, Scope, Send
 
-from api import jobs, openapi, system
+from api import description, jobs, openapi, system
 from api.auth import Keys
 from api.errors import Wardrobe, from_http, from_validation, problem
 from api.limits import CLIENT_GONE, Door, whole
@@ -89,7 +89,7 @@ def create_api(
         title="ImagePool",
         description="Image models over every GPU of a host.",
         version=VERSION,
-        docs_url="/docs" if settings.docs else None,
+        docs_url=None,
         redoc_url=None,
         lifespan=lifespan,
         redirect_slashes=False,
@@ -106,8 +106,7 @@ def create_api(
     for name in there:
         if name in wanted:
             _include(api, importlib.import_module(f"api.{name}"), engine, settings, wardrobe)
-    if settings.docs:  # whoever opens the address in a browser
-        api.add_route("/", lambda _: RedirectResponse("/docs"), include_in_schema=False)
+    api.include_router(description.router(settings.docs))
     _handle_errors(api, wardrobe)
     api.openapi = lambda: openapi.describe(api, settings)  # type: ignore[method-assign]
     return api

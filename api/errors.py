@@ -35,6 +35,8 @@ STATUS: Mapping[str, int] = {
     "job_not_finished": 409,
     "unauthorised": 401,
     "link_invalid": 403,
+    "origin_not_allowed": 403,
+    "host_not_allowed": 421,
     "idempotency_mismatch": 422,
     "idempotency_in_flight": 409,
     "rate_limited": 429,
@@ -53,6 +55,7 @@ STATUS: Mapping[str, int] = {
     "internal_error": 500,
 }
 PROBLEM = "application/problem+json"
+NOTHING_THERE = "nothing is served at this path; /openapi.json lists what is"
 
 
 class RequestTimeout(BadRequest):
@@ -72,6 +75,18 @@ class LinkInvalid(ImagePoolError):
     """A signed address whose time is over, or that was changed."""
 
     code = "link_invalid"
+
+
+class OriginNotAllowed(ImagePoolError):
+    """A browser asks for a page of another origin, and this server asks nobody for a key."""
+
+    code = "origin_not_allowed"
+
+
+class HostNotAllowed(ImagePoolError):
+    """The Host header names a host that this server, which asks nobody for a key, does not answer to."""
+
+    code = "host_not_allowed"
 
 
 class NotFound(ImagePoolError):
@@ -122,7 +137,7 @@ def from_http(fault: HTTPException) -> ImagePoolError:
     """A framework's exception as one of ours."""
     message = str(fault.detail)
     if fault.status_code == 404:
-        return NotFound("nothing is served at this path; see /docs" if message == "Not Found" else message)
+        return NotFound(NOTHING_THERE if message == "Not Found" else message)
     if fault.status_code == 405:
         allow = (fault.headers or {}).get("Allow", "")
         return MethodNotAllowed(f"this path does not take that method; it takes {allow or 'another'}", allow=allow)

@@ -20,7 +20,7 @@ from fastapi import Path as PathField
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from api import fetch, strict_json
+from api import fetch, links, strict_json
 from api import imagegenx_schema as schema
 from api.answers import pieces_of
 from api.auth import caller, read_priority
@@ -78,8 +78,8 @@ class Reader:
         most = file_limit(caller(request), self._settings)
         url = given if isinstance(given, str) else strict_json.text_of(given) if given.size <= LONGEST_URL else ""
         data: Data
-        path = url.removeprefix(_base(request)).partition("?")[0]  # it may be signed; here the caller's key counts
-        if own := OWN_FILE.fullmatch(path):
+        # It may be signed; here the caller's key counts.
+        if own := OWN_FILE.fullmatch(links.own_path(url, request, self._settings)):
             body = await self._tasks.result(await self._tasks.find(own[1], caller(request).tenant))
             data = await body.read()
         elif url.lower().startswith(("http://", "https://")):
@@ -118,7 +118,7 @@ class Reader:
         if asked.callback_url:
             fetch.check_url(asked.callback_url, "callback_url", self._settings.fetch)
         output = params.postprocess.output()
-        client: dict[str, Any] = {"base": _base(request), "callback": asked.callback_url}
+        client: dict[str, Any] = {"base": links.base(request, self._settings), "callback": asked.callback_url}
         if params.postprocess.scale > 1:
             client["then"] = self._enlarge(params.postprocess.scale, output)
             output = OutputFormat()
@@ -151,10 +151,6 @@ class Reader:
         """What the second job of a task is to be, as plain data."""
         spec = choose(self._engine.offered, ("upscale",), {"image": 1}, ("upscale",))
         return {"model": spec.name, "params": spec.check_params({"scale": scale}), "output": asdict(output)}
-
-
-def _base(request: Request) -> str:
-    return str(request.base_url).rstrip("/")
 
 
 def router(engine: Engine, settings: Settings) -> APIRouter:

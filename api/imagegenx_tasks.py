@@ -110,7 +110,7 @@ class Task:
         return f"/temp/{self.id}_thumb.webp"
 
     def tell(self, link: Link) -> dict[str, Any]:
-        """The task as its clients see it. `link(url, tenant)`: an address with what lets it serve without a key."""
+        """The task as its clients see it. `link(path, tenant)`: a path with what lets it serve without a key."""
         told: dict[str, Any] = {
             "task_id": self.id,
             "status": self.word,
@@ -122,8 +122,8 @@ class Task:
         if self.word == "success" and (result := self.last.result):
             base, tenant = str(self.last.request.client.get("base", "")), self.last.request.tenant
             told["result"] = {
-                "original_url": link(f"{base}/api/v1/image/file/{self.object_name()}", tenant),
-                "thumb_url": link(f"{base}{self.thumbnail}", tenant),
+                "original_url": base + link(f"/api/v1/image/file/{self.object_name()}", tenant),
+                "thumb_url": base + link(self.thumbnail, tenant),
                 "resolution": f"{result.width}×{result.height}",
                 "format": EXTENSIONS.get(result.format, result.format),
                 "size": result.size,
@@ -232,9 +232,9 @@ class Tasks:
             raise task.fault
         return await self._engine.result(task.last.id)
 
-    def link(self, url: str, tenant: str) -> str:
-        """An address of one of its tenant's images; it serves as long as the platform's own did."""
-        return self._engine.link(url, tenant, LINK_SECONDS)
+    def link(self, path: str, tenant: str) -> str:
+        """The path of one of its tenant's images; it serves as long as the platform's own did."""
+        return self._engine.link(path, tenant, LINK_SECONDS)
 
     def estimate(self, task: Task) -> int:
         """Seconds until it will probably be done."""

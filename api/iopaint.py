@@ -181,8 +181,8 @@ def router(engine: Engine, settings: Settings) -> APIRouter:
     routes.include_router(forms)
     routes.include_router(iopaint_plugins.router(engine, desk))
     routes.include_router(iopaint_events.router(events))
-    routes.include_router(iopaint_sockets.router(events, settings.cors_origins))
-    routes.include_router(iopaint_page.router())
+    routes.include_router(iopaint_sockets.router(events))
+    routes.include_router(iopaint_page.router(settings.cors_origins))
     return routes
 
 

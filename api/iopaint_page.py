@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import mimetypes
+from collections.abc import Sequence
 from pathlib import Path
 
 from fastapi import APIRouter
@@ -31,16 +32,17 @@ def files() -> dict[str, Path]:
     return {file.relative_to(root).as_posix(): file for file in root.rglob("*") if file.is_file()}
 
 
-def router() -> APIRouter:
-    """`/iopaint/` and `/assets/`."""
+def router(origins: Sequence[str]) -> APIRouter:
+    """`/iopaint/` and `/assets/`. Pages of `origins` may show it in a frame."""
     routes = APIRouter(include_in_schema=False)
     served = files()
+    framing = {"content-security-policy": " ".join(("frame-ancestors 'self'", *origins))}
 
     def answer(name: str, cache: str) -> Response:
         if name not in served:
             raise NotFound(HINT if not served else "there is no such file")
         kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
-        return FileResponse(served[name], media_type=kind, headers={"cache-control": cache})
+        return FileResponse(served[name], media_type=kind, headers={"cache-control": cache, **framing})
 
     @routes.get("/iopaint")
     @routes.get("/iopaint/")

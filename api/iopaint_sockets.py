@@ -7,8 +7,6 @@ end, it says `5`, and from then on everything goes this way. Pings and events ar
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from urllib.parse import urlsplit
 
 from fastapi import APIRouter, WebSocket
 from starlette.websockets import WebSocketDisconnect
@@ -19,13 +17,13 @@ PROBE, PROVEN, UPGRADE, CLOSE = "2probe", "3probe", "5", "1"
 GONE = (WebSocketDisconnect, TimeoutError, KeyError)  # the last: it sent something else than text
 
 
-def router(events: Events, origins: Sequence[str]) -> APIRouter:
-    """`/socket.io/` as a web socket, for this server's own pages and those of `origins`."""
+def router(events: Events) -> APIRouter:
+    """`/socket.io/` as a web socket. Which pages may open one, the door has decided."""
     routes = APIRouter()
 
     @routes.websocket("/socket.io/")
     async def listen(socket: WebSocket) -> None:
-        session = _session(socket, events) if _welcome(socket, origins) else None
+        session = _session(socket, events)
         if session is None:
             await socket.close()  # before it is accepted: a 403
             return
@@ -42,14 +40,6 @@ def router(events: Events, origins: Sequence[str]) -> APIRouter:
                 events.forget(session)
 
     return routes
-
-
-def _welcome(socket: WebSocket, origins: Sequence[str]) -> bool:
-    """Whether the page comes from here or from where it may: browsers let any page open a socket anywhere."""
-    origin = socket.headers.get("origin")
-    if origin is None or origin in origins or "*" in origins:
-        return True
-    return urlsplit(origin).netloc == socket.headers.get("host")
 
 
 def _session(socket: WebSocket, events: Events) -> Session | None:

@@ -167,7 +167,9 @@ def router(engine: Engine, settings: Settings, keepalive: float = 15.0) -> APIRo
         request.scope["body"].settle()
         if seconds and not job.state.ended:
             job = await engine.wait(job.id, seconds)
-        headers = {"location": f"/jobs/{job.id}"} | ({"preference-applied": applied} if applied else {})
+        headers = {"location": f"{settings.public_url}/jobs/{job.id}"}
+        if applied:
+            headers["preference-applied"] = applied
         return told(job, 200 if job.state.ended else 202, headers)
 
     @api.get("/jobs", **openapi.answers("JobPage", 200, 404))

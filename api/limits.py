@@ -19,7 +19,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.access import AccessLog
 from api.auth import Caller, Keys, presented_key
-from api.errors import LinkInvalid, RequestTimeout, Wardrobe
+from api.errors import HostNotAllowed, LinkInvalid, OriginNotAllowed, RequestTimeout, Wardrobe
+from api.hosts import Browsers
 from api.ratelimit import Header, RateLimiter
 from core.errors import (
     BadRequest,
@@ -42,7 +43,9 @@ MIN_RATE = 1024  # bytes per second that a body must bring on average in each wi
 PIECE = 1 << 20  # bytes that are received before others have their turn
 ENVELOPE = 64 << 10  # bytes a form or JSON may have beside the file itself
 PUBLIC = frozenset({"/", "/health", "/ready", "/metrics", "/docs", "/openapi.json", "/favicon.ico"})
-PUBLIC_UNDER = ("/health/", "/v2/health/", "/static/")
+PUBLIC_UNDER = ("/health/", "/v2/health/", "/static/", "/docs/")
+HEALTH = frozenset({"/health", "/ready"})
+HEALTH_UNDER = ("/health/", "/v2/health/")
 LORA_UPLOAD = "/api/v1/lora/upload"  # the one body that is no image
 ID_CHARACTERS = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
 NO_SNIFF = (b"x-content-type-options", b"nosniff")
@@ -246,7 +249,7 @@ class Door:
         self._lora_intake = Intake(max(1, settings.lora_max))  # one may be larger than all else together
         self._settings, self._keys, self._wardrobe, self._clock = settings, keys, wardrobe, clock
         self._access = AccessLog(settings.access_log, clock)
-        self._rates = RateLimiter(settings.tiers, clock)
+        self._rates, self._browsers = RateLimiter(settings.tiers, clock), Browsers(settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -311,16 +314,23 @@ class Door:
         return intake.charge(network(client[0]) if client else "", who.tenant if who else "")
 
     def _may_listen(self, scope: Scope) -> bool:
-        """Whether a web socket is let in. What is said on it is bounded by the protocol."""
+        """Whether a web socket is let in. What is said on it is bounded by the protocol. Its origin always counts:
+        browsers let any page open one anywhere."""
+        headers = dict(scope["headers"])
         try:
-            scope["caller"] = self._keys.caller(presented_key(dict(scope["headers"])))
-        except Unauthorised:
+            scope["caller"] = self._keys.caller(presented_key(headers))
+            self._browsers.check_origin("GET", headers)
+            if self._keys.open:
+                self._browsers.check_host(headers)
+        except (Unauthorised, OriginNotAllowed, HostNotAllowed):
             return False
         return True
 
     def _enter(self, scope: Scope, headers: dict[bytes, bytes], extra: list[Header]) -> int:
         """Let the request in: the most bytes its body may have. Raises what keeps it out."""
         path = scope["path"]
+        if self._keys.open and path not in HEALTH and not path.startswith(HEALTH_UNDER):
+            self._browsers.check(scope["method"], headers)
         if path in PUBLIC or path.startswith(PUBLIC_UNDER):
             return 0 if scope["method"] in ("GET", "HEAD") else self._settings.max_body
         scope["caller"] = who = self._caller(scope, presented_key(headers))

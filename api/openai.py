@@ -18,7 +18,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from api import openai_cutouts, openai_requests, openai_shapes, sse
+from api import links, openai_cutouts, openai_requests, openai_shapes, sse
 from api.answers import PLACE, json_with_images, pieces_of, with_images
 from api.auth import caller
 from api.choice import choose
@@ -217,8 +217,9 @@ def router(engine: Engine, settings: Settings) -> APIRouter:
         with Watch(request.scope, request.receive):
             if order.asked.as_url:
                 jobs = await counter.jobs(order)
+                base = links.base(request, settings)
                 data: list[Mapping[str, str]] = [
-                    {"url": engine.link(str(request.url_for("openai_content", id=job.id)), who.tenant)} for job in jobs
+                    {"url": base + engine.link(f"/v1/images/{job.id}/content", who.tenant)} for job in jobs
                 ]
             else:
                 done = await counter.images(order)
@@ -242,7 +243,7 @@ def router(engine: Engine, settings: Settings) -> APIRouter:
     async def variations(request: Request) -> Response:
         return await answer(request, (GENERATE,), "variation")
 
-    @api.get("/images/{id}/content", name="openai_content", operation_id="openai_content", response_class=Response,
+    @api.get("/images/{id}/content", operation_id="openai_content", response_class=Response,
              summary="An image that was answered as a URL", **openai_shapes.image_answers())
     async def content(request: Request, id: str) -> Response:
         found = job_id(id)

@@ -160,6 +160,8 @@ def describe(api: FastAPI, settings: Settings) -> dict[str, Any]:
     if api.openapi_schema is None:
         document = get_openapi(title=api.title, version=api.version, description=api.description, routes=api.routes)
         document["paths"]["/run/{model}"] = _run_path()
+        if settings.public_url:
+            document["servers"] = [{"url": settings.public_url}]
         parts = document.setdefault("components", {})
         parts["schemas"] = {**parts.get("schemas", {}), **SCHEMAS}
         if settings.keys_file is not None:

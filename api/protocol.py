@@ -388,7 +388,7 @@ def uvicorn_config(settings: Settings, app: ASGIApp, **more: Any) -> uvicorn.Con
         return Reader(protocol(**given))
 
     given: dict[str, Any] = {
-        "host": settings.host,
+        "host": settings.listen_host,
         "port": settings.port,
         "http": connection,
         "ws": "websockets-sansio",

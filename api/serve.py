@@ -22,7 +22,8 @@ from api.app import create_app
 from api.protocol import uvicorn_config
 from core.errors import ImagePoolError
 from core.heap import keep_heap
-from core.settings import Settings
+from core.names import in_url, is_loopback
+from core.settings import THIS_HOST, Settings
 from engine import logs
 from engine.build import build, temporary_folder
 from engine.engine import Engine
@@ -46,6 +47,7 @@ def serve(settings: Settings) -> int:
         if settings.iopaint_port:
             doors.append(take_port(settings, "iopaint_port"))
             app = iopaint_page.OwnPort(app, settings.iopaint_port)
+        warn_if_open(settings, doors[0])
     except (ValueError, ImagePoolError) as fault:
         if settings.log_format == "json":
             log.critical("The server cannot start: %s", fault)
@@ -66,16 +68,26 @@ def take_port(settings: Settings, name: str = "port") -> socket.socket:
     sentence."""
     port = getattr(settings, name)
     try:
-        family, kind, _, _, address = socket.getaddrinfo(settings.host, port, type=socket.SOCK_STREAM)[0]
+        family, kind, _, _, address = socket.getaddrinfo(settings.listen_host, port, type=socket.SOCK_STREAM)[0]
         door = socket.socket(family, kind)
         door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         door.bind(address)
     except OSError as fault:
         raise ValueError(
-            f"port {port} of {settings.host} cannot be taken: {(fault.strerror or str(fault)).lower()}; "
+            f"port {port} of {settings.listen_host} cannot be taken: {(fault.strerror or str(fault)).lower()}; "
             f"stop who has it (perhaps a server that runs), or set --{name.replace('_', '-')} and --host"
         ) from None
     return door
+
+
+def warn_if_open(settings: Settings, door: socket.socket) -> None:
+    """One line when others than this host can reach a server that asks nobody for a key."""
+    host = str(door.getsockname()[0])
+    if settings.keys_file is None and not is_loopback(host):
+        log.warning(
+            "OPEN TO EVERYBODY who reaches %s: no key is asked for; set --keys-file, or --host %s for this host alone",
+            in_url(host), THIS_HOST,
+        )  # fmt: skip
 
 
 def _give_up() -> None:
@@ -115,7 +127,7 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         for door in sockets or ():
             host, port = door.getsockname()[:2]
-            log.info("Listening on http://%s:%d (Ctrl-C stops)", f"[{host}]" if ":" in host else host, port)
+            log.info("Listening on http://%s:%d (Ctrl-C stops)", in_url(host), port)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Unlike uvicorn's own, the process ends with 0 after a signal that it has obeyed."""

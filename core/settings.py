@@ -23,10 +23,12 @@ from pydantic_settings import (
 )
 
 from core import flags
+from core.names import HostNames, PublicUrl
 from core.units import Caps, Count, Duration, Form, Size, Words, read_size, show_size
 
 PREFIX = "IMAGEPOOL_"
 MIB, GIB, DAY = 1 << 20, 1 << 30, 86_400.0
+THIS_HOST, EVERYWHERE = "127.0.0.1", "0.0.0.0"
 
 
 class Tier(BaseModel):
@@ -88,13 +90,18 @@ class Settings(BaseSettings):
     )
 
     # fmt: off
-    host: str = setting("Network", "0.0.0.0", "Address to listen on.", min_length=1)
+    host: str = setting(
+        "Network", "", "Address to listen on (none named: 127.0.0.1 without a keys file, 0.0.0.0 with one).")
     port: Count = setting("Network", 8000, "TCP port to listen on (0: any free one).", ge=0, le=65_535)
     config: Path | None = setting("Network", None, "TOML file with settings; environment and flags go over it.")
     dialects: Words = setting(
         "Network", (),
         "Serve only these APIs of jobs, i2ii, imagen, iopaint, lama_gateway, openai, imagegenx, lora (none: all).")
     docs: bool = setting("Network", True, "Serve the interactive API description at /docs.")
+    public_url: PublicUrl = setting(
+        "Network", "", "Address that clients know this server by, such as https://images.example.com, for its links.")
+    allowed_hosts: HostNames = setting(
+        "Network", (), "Further host names that it answers to without a keys file (*.example.com, *: any).")
     cors_origins: Words = setting("Network", (), "Web origins that browsers may call from (none named: only our own).")
     max_body: Size = setting("Network", 64 * MIB, "Largest request body.", ge=1024)
     max_pixels: Count = setting("Network", 25_000_000, "Most pixels of an input image, read from its header.", ge=1)
@@ -175,6 +182,11 @@ class Settings(BaseSettings):
         "Log", "errors", "Requests that have a line: none, those answered with 400 and above, or all.")
     log_format: Literal["console", "json"] = setting("Log", "console", "For people, or one JSON object a line.")
     # fmt: on
+
+    @property
+    def listen_host(self) -> str:
+        """Where to listen: at `host` or, when none is named, for this host alone unless clients need a key."""
+        return self.host or (EVERYWHERE if self.keys_file else THIS_HOST)
 
     @classmethod
     def load(cls, argv: Sequence[str]) -> Settings:

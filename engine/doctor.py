@@ -26,6 +26,7 @@ from typing import Any, Literal
 import psutil
 
 from core.model import Catalogue
+from core.names import is_loopback
 from core.settings import Settings
 from core.units import show_size
 from workers.devices import DevicePlan, available_cores, list_gpus, plan
@@ -216,17 +217,17 @@ def storage(settings: Settings) -> Iterator[Finding]:
 
 def port(settings: Settings) -> Iterator[Finding]:
     try:
-        family, _, _, _, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
+        family, _, _, _, address = socket.getaddrinfo(settings.listen_host, settings.port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
     except OSError as fault:
         yield Finding(
-            "✗", f"port {settings.port} of {settings.host} cannot be taken: {fault.strerror}",
+            "✗", f"port {settings.port} of {settings.listen_host} cannot be taken: {fault.strerror}",
             "stop who has it (perhaps a server that runs), or set --port",
         )  # fmt: skip
         return
-    yield Finding("✓", f"port {settings.port} of {settings.host} is free")
+    yield Finding("✓", f"port {settings.port} of {settings.listen_host} is free")
 
 
 def files(_: Settings) -> Iterator[Finding]:
@@ -291,7 +292,11 @@ def named(settings: Settings) -> Iterator[Finding]:
 
 def keys(settings: Settings) -> Iterator[Finding]:
     if settings.keys_file is None:
-        yield Finding("!", "no keys file: whoever reaches the port may use the server", "set --keys-file")
+        host = settings.listen_host
+        if host == "localhost" or is_loopback(host):
+            yield Finding("✓", f"no keys file: this host alone may use the server, at {host}")
+        else:
+            yield Finding("!", f"no keys file: whoever reaches {host} may use the server", "set --keys-file")
         return
     try:
         tomllib.loads(settings.keys_file.read_text(encoding="utf-8"))

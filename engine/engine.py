@@ -343,12 +343,12 @@ class Engine:
             if not self.watched[job_id]:
                 del self.watched[job_id]
 
-    def link(self, url: str, tenant: str, seconds: float | None = None) -> str:
-        """An address of this server's, to be answered to a tenant whose image is there: where clients need a key,
-        signed, so that it serves without one for so many seconds (None: as the setting says)."""
+    def link(self, path: str, tenant: str, seconds: float | None = None) -> str:
+        """A path of this server's, to be answered to a tenant whose image is there: where clients need a key, signed,
+        so that it serves without one for so many seconds (None: as the setting says)."""
         if self.signer is None:
-            return url
-        return self.signer.signed(url, tenant, self.settings.url_lifetime if seconds is None else seconds)
+            return path
+        return self.signer.signed(path, tenant, self.settings.url_lifetime if seconds is None else seconds)
 
     def follow(self, dialect: str, follower: Callable[[Job], Coroutine[Any, Any, None]]) -> None:
         """`follower(job)` runs in the background when a durable job of that dialect has ended; also one that a former

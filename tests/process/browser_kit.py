@@ -120,11 +120,11 @@ class Page:
 
 
 @contextlib.contextmanager
-def browse(folder: Path) -> Iterator[Page]:
-    """An empty tab of a browser with a profile of its own under `folder`."""
+def browse(folder: Path, *flags: str) -> Iterator[Page]:
+    """An empty tab of a browser with a profile of its own under `folder`; `flags` are further ones of its own."""
     log = folder / "chromium.log"
     with log.open("wb") as sink:
-        command = [CHROMIUM, *FLAGS, f"--user-data-dir={folder / 'profile'}"]
+        command = [CHROMIUM, *FLAGS, *flags, f"--user-data-dir={folder / 'profile'}"]
         browser = subprocess.Popen(command, stderr=sink, stdout=sink)
     try:
         end = time.monotonic() + 60

@@ -60,4 +60,7 @@ async def read_answer(reader: asyncio.StreamReader) -> tuple[int, dict[str, str]
 
 def settings(folder: Path, **given: Any) -> Settings:
     """Settings whose timeouts are short enough to be waited for."""
-    return Settings(**{"outputs": folder / "outputs", "header_timeout": 0.2, "body_timeout": 0.2, **given})
+    return Settings(**{
+        "outputs": folder / "outputs", "header_timeout": 0.2, "body_timeout": 0.2, "allowed_hosts": ("here", "x"),
+        **given,
+    })  # fmt: skip

@@ -65,7 +65,8 @@ class RunningServer:
         self._command = [
             sys.executable, str(ROOT / "server.py"), "--host", "127.0.0.1", "--port", str(self.port),
             "--devices", devices, "--threads", "1", "--outputs", str(outputs), "--models-folder", str(TEST_MODELS),
-            *(("--models", models) if models else ()), "--min-free-disk", "1MiB", *args,
+            *(("--models", models) if models else ()), "--min-free-disk", "1MiB",
+            "--allowed-hosts", "here,x", *args,
         ]  # fmt: skip
         self._environ = {**os.environ, "CUDA_VISIBLE_DEVICES": "", **environ}
         self.client = httpx.Client(base_url=self.url, timeout=60)

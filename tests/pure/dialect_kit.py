@@ -70,7 +70,7 @@ async def serve(
     folder: Path, *, workers: Sequence[str] = ("cpu:0", "cpu:1"), work: Work = same_bytes, boots: bool = True,
     **settings: Any,
 ) -> AsyncIterator[Server]:
-    config = Settings(outputs=folder / "outputs", **settings)
+    config = Settings(**{"outputs": folder / "outputs", "allowed_hosts": ("pool",), **settings})
     pools: list[MemoryPool] = []
 
     def make_pool(plans: object, catalogue: object, arena: Any) -> MemoryPool:

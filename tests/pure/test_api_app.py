@@ -51,7 +51,7 @@ async def test_a_stranger_gets_no_permission_from_cors(tmp_path: Path) -> None:
         assert not [name for name in answer.headers if name.startswith("access-control")]
         preflight = {"origin": "https://evil.example", "access-control-request-method": "POST"}
         answer = await server.client.options("/jobs", headers=preflight)
-        assert answer.status_code == 405
+        assert answer.status_code == 403
         assert not [name for name in answer.headers if name.startswith("access-control")]
 
 
@@ -69,7 +69,9 @@ async def test_only_a_configured_origin_gets_permission(server: Server) -> None:
 
 
 async def test_a_spoofed_host_appears_nowhere_in_an_answer(server: Server) -> None:
-    headers = {"host": "evil.example", "x-forwarded-host": "evil.example", "x-forwarded-for": "6.6.6.6"}
+    refused = await server.client.get("/models", headers={"host": "evil.example"})
+    assert refused.status_code == 421 and "evil" not in refused.text + str(refused.headers)
+    headers = {"x-forwarded-host": "evil.example", "x-forwarded-for": "6.6.6.6", "forwarded": "host=evil.example"}
     answer = await server.client.get("/models", headers=headers)
     assert answer.status_code == 200
     job = await submit(server, headers=headers)
@@ -163,4 +165,5 @@ async def test_answers_have_the_shape_that_is_described(server: Server) -> None:
 
 async def test_the_description_can_be_closed(tmp_path: Path) -> None:
     async with world(tmp_path, docs=False) as server:
-        assert (await server.client.get("/docs")).status_code == 404
+        for path in ("/docs", "/docs/start.js", "/docs/swagger-ui-bundle.js"):
+            assert (await server.client.get(path)).status_code == 404

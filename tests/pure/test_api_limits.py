@@ -45,7 +45,7 @@ class World:
     """The door, its application and a client."""
 
     def __init__(self, folder: Path, **given: Any) -> None:
-        self.settings = Settings(outputs=folder / "outputs", **given)
+        self.settings = Settings(**{"outputs": folder / "outputs", "allowed_hosts": ("pool",), **given})
         self.app, self.metrics = Reader(), Metrics()
         self.door = Door(self.app, self.settings, Keys(self.settings.keys_file), Wardrobe(), self.metrics)
         self.client = httpx.AsyncClient(transport=httpx.ASGITransport(self.door), base_url="http://pool")

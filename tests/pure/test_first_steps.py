@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import re
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 import server as program
 from api.app import DIALECTS, create_app
 from api.auth import Keys
-from api.serve import take_port
+from api.serve import take_port, warn_if_open
 from core import VERSION
 from core.errors import StorageFailed
 from core.settings import Settings
@@ -19,6 +21,7 @@ from engine.build import read_catalogue
 from store.lock import FolderLock
 from tests.pure.api_kit import problem, submit, world
 from tests.pure.dialect_kit import Server
+from tests.pure.key_kit import keys_file
 
 
 @pytest.fixture
@@ -29,12 +32,36 @@ async def server(tmp_path: Path) -> AsyncIterator[Server]:
 
 async def test_the_bare_address_leads_to_the_description(server: Server) -> None:
     answer = await server.client.get("/")
-    assert (answer.status_code, answer.headers["location"]) == (307, "/docs")
+    assert (answer.status_code, answer.headers["location"]) == (307, "docs"), "relative: a proxy may add a prefix"
 
 
-async def test_without_a_description_the_bare_address_leads_nowhere(tmp_path: Path) -> None:
-    async with world(tmp_path, docs=False) as server:
-        assert (await server.client.get("/")).status_code == 404
+@pytest.mark.parametrize("docs", [True, False])
+async def test_the_bare_address_and_what_is_said_about_unknown_ones_lead_somewhere(tmp_path: Path, docs: bool) -> None:
+    async with world(tmp_path, docs=docs) as server:
+        bare = await server.client.get("/", follow_redirects=True)
+        lost = await server.client.get("/nowhere")
+        assert bare.status_code == 200 and lost.status_code == 404
+        named = re.findall(r"(?<![\w<])/[a-z][\w./]+", lost.text if docs else bare.text + lost.json()["detail"])
+        for path in named:
+            assert (await server.client.get(path)).status_code == 200, path
+        assert "/openapi.json" in named
+
+
+async def test_the_description_is_a_page_that_needs_no_other_host(tmp_path: Path) -> None:
+    async with world(tmp_path, keys_file=keys_file(tmp_path)) as server:
+        page = await server.client.get("/docs")
+        assert page.headers["content-type"].startswith("text/html") and "//" not in page.text
+        rules = dict(rule.strip().split(" ", 1) for rule in page.headers["content-security-policy"].split(";"))
+        assert rules["default-src"] == rules["frame-ancestors"] == "'none'" and rules["script-src"] == "'self'"
+        assert "<script>" not in page.text
+        kinds = {}
+        for path in re.findall(r'(?:src|href)="(docs/[^"]+)"', page.text):
+            asset = await server.client.get(f"/{path}")
+            assert asset.status_code == 200 and asset.content, path
+            kinds[path] = asset.headers["content-type"].partition(";")[0]
+        assert sorted(kinds.values()) == ["text/css", "text/javascript", "text/javascript"]
+        for path in ("/docs/..%2fcore.py", "/docs/redoc.standalone.js", "/docs/"):
+            assert (await server.client.get(path)).status_code == 404
 
 
 @pytest.mark.parametrize(
@@ -111,6 +138,31 @@ def test_a_port_that_is_taken_is_one_sentence() -> None:
 def test_an_address_that_is_not_this_hosts_is_one_sentence() -> None:
     with pytest.raises(ValueError, match=r"of 192\.0\.2\.1 cannot be taken: .*--host"):
         take_port(Settings(host="192.0.2.1", port=0))
+
+
+def test_without_keys_it_listens_for_this_host_alone_and_with_keys_for_all(tmp_path: Path) -> None:
+    keys = keys_file(tmp_path)
+    wanted = (((), "127.0.0.1"), ((keys,), "0.0.0.0"))
+    for given, host in wanted:
+        settings = Settings(port=0, keys_file=given[0] if given else None)
+        with take_port(settings) as door, take_port(settings, "iopaint_port") as own:
+            assert door.getsockname()[0] == own.getsockname()[0] == host
+    with take_port(Settings(port=0, host="0.0.0.0")) as door, take_port(Settings(port=0, host="127.0.0.1")) as other:
+        assert (door.getsockname()[0], other.getsockname()[0]) == ("0.0.0.0", "127.0.0.1")
+
+
+@pytest.mark.parametrize(("host", "open_to_all"), [
+    ("", False), ("::1", False), ("localhost", False), ("::", True), ("0.0.0.0", True),
+])  # fmt: skip
+def test_open_to_everybody_is_one_line_that_says_what_to_do(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path, host: str, open_to_all: bool
+) -> None:
+    settings = Settings(host=host, port=0)
+    with take_port(settings) as door, caplog.at_level(logging.WARNING):
+        warn_if_open(settings, door)
+        warn_if_open(settings.model_copy(update={"keys_file": keys_file(tmp_path)}), door)
+    assert len(caplog.messages) == open_to_all
+    assert not open_to_all or ("--keys-file" in caplog.text and "--host 127.0.0.1" in caplog.text)
 
 
 def test_an_outputs_folder_that_is_a_file_is_one_sentence(tmp_path: Path) -> None:

@@ -32,9 +32,10 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 async def test_the_page_is_served_with_its_assets_where_it_looks_for_them(tmp_path: Path, installed: Path) -> None:
-    async with world(tmp_path) as server:
+    async with world(tmp_path, cors_origins=("https://portal.example",)) as server:
         for path in ("/iopaint", "/iopaint/"):
             page = await server.client.get(path)
+            assert page.headers["content-security-policy"] == "frame-ancestors 'self' https://portal.example"
             assert page.text == (installed / "index.html").read_text()
             assert page.headers["content-type"].startswith("text/html")
         assert (await server.client.get("/iopaint/favicon.ico")).content == b"icon"

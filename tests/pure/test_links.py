@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.requests import Request
 
+from api import links
 from core import signing
+from core.settings import Settings
 from tests.pure.dialect_kit import KEY, OTHER_KEY, Server, keys_file, png, serve
 from tests.pure.engine_kit import TEST_MODELS
 
@@ -156,3 +159,59 @@ async def test_where_nobody_needs_a_key_addresses_are_plain(tmp_path: Path) -> N
         assert "?" not in url and (await server.client.get(url)).status_code == 200
         assert (await server.client.get(f"{url}?signature=old&expires=1&holder=x")).status_code == 200
         assert not (tmp_path / "outputs" / ".secret").exists()
+
+
+PUBLIC = "https://images.example.com/pool"
+
+
+def through_proxy(url: str) -> str:
+    """What arrives of a request for it behind a proxy that answers at the public address."""
+    assert url.startswith(f"{PUBLIC}/"), url
+    return url.removeprefix(PUBLIC)
+
+
+async def test_whole_addresses_begin_with_the_public_one_and_serve_behind_its_proxy(tmp_path: Path) -> None:
+    async with with_keys(tmp_path, public_url=PUBLIC) as server:
+        result = await imagegenx_result(server)
+        for url in (await openai_url(server), result["original_url"]):
+            assert (await server.client.get(through_proxy(url))).status_code == 200
+        through_proxy(result["thumb_url"])
+        body = {"image_url": result["original_url"], "text": "x"}
+        assert (await server.client.post("/api/v1/image/img2img", json=body, headers=ACME)).status_code == 200
+        headers = ACME | {"content-type": "image/png"}
+        answer = await server.client.post("/jobs?model=resize&width=8&height=8", content=png(), headers=headers)
+        assert through_proxy(answer.headers["location"]) == answer.json()["links"]["self"]
+        assert (await server.client.get("/openapi.json")).json()["servers"] == [{"url": PUBLIC}]
+
+
+@pytest.mark.parametrize("public", ["", PUBLIC])
+async def test_no_address_is_made_from_a_host_header(tmp_path: Path, public: str) -> None:
+    odd = {"host": "evil.example", "x-forwarded-host": "evil.example", "forwarded": "host=evil.example;proto=https"}
+    async with with_keys(tmp_path, public_url=public) as server:
+        server.client.headers.update(odd)
+        result = await imagegenx_result(server)
+        for url in (await openai_url(server), *(result[name] for name in ("original_url", "thumb_url"))):
+            assert url.startswith(f"{public or 'http://pool'}/"), url
+
+
+async def test_an_address_of_ours_is_known_by_the_name_that_its_client_calls_us_by(tmp_path: Path) -> None:
+    async with with_keys(tmp_path, fetch="off") as server:
+        path = (await imagegenx_result(server))["original_url"].removeprefix("http://pool")
+        for host, url, status in (
+            ("localhost:8000", f"http://localhost:8000{path}", 200), ("localhost:8000", f"http://other{path}", 422),
+        ):  # fmt: skip
+            body = {"image_url": url, "text": "x"}
+            headers = ACME | {"host": host}
+            answer = await server.client.post("/api/v1/image/img2img", json=body, headers=headers)
+            assert answer.status_code == status, answer.text
+
+
+@pytest.mark.parametrize(("server", "base"), [
+    (("127.0.0.1", 8000), "http://127.0.0.1:8000"), (("::1", 8000), "http://[::1]:8000"),
+    (("::ffff:10.0.0.5", 80), "http://10.0.0.5:80"), (("pool", None), "http://pool"),
+])  # fmt: skip
+def test_without_a_public_address_they_begin_with_the_one_that_was_connected_to(
+    server: tuple[str, int | None], base: str
+) -> None:
+    scope = {"type": "http", "server": server, "headers": [(b"host", b"evil.example")]}
+    assert links.base(Request(scope), Settings()) == base

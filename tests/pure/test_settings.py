@@ -34,12 +34,32 @@ def write(tmp_path: Path, text: str) -> str:
 
 def test_defaults() -> None:
     settings = Settings.load([])
-    assert (settings.host, settings.port, settings.devices) == ("0.0.0.0", 8000, "auto")
+    assert (settings.listen_host, settings.port, settings.devices) == ("127.0.0.1", 8000, "auto")
     assert settings.outputs == Path("outputs")
     assert settings.max_body == 64 << 20 and settings.queue_bytes == 2 << 30 and settings.min_free_disk == 512 << 20
     assert settings.resolution_caps == ((512, 16), (1024, 8), (2048, 2))
     assert settings.retention_age == 7 * 86_400 and settings.max_queue_delay == 0.05
     assert settings.warm_up and settings.docs and settings.keys_file is None and settings.models == ()
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        "--public-url=images.example.com", "--public-url=ftp://images.example.com", "--public-url=https://",
+        "--public-url=https://a.example/?x=1", "--public-url=https://u:p@a.example", "--public-url=https://a.example:0",
+        "--public-url=https://a b.example", "--allowed-hosts=http://imagepool", "--allowed-hosts=imagepool:8000",
+        "--allowed-hosts=*.*.example.com", "--allowed-hosts=-a", "--allowed-hosts=a*",
+    ],
+)  # fmt: skip
+def test_an_address_or_name_that_could_never_match_stops_the_start(flag: str) -> None:
+    with pytest.raises(BadSetting, match=r"it should be (an address such as|host names without)"):
+        Settings.read([flag])
+
+
+def test_addresses_and_names_are_kept_as_browsers_write_them() -> None:
+    settings = Settings.read(["--public-url", "https://Images.Example.com:443/Pool/", "--allowed-hosts", "ImagePool,*"])
+    assert (settings.public_url, settings.allowed_hosts) == ("https://images.example.com/Pool", ("imagepool", "*"))
+    assert Settings.read(["--public-url", "http://10.0.0.5:8000/"]).public_url == "http://10.0.0.5:8000"
 
 
 def test_flags_go_over_environment_over_file_over_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
