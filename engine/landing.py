@@ -62,7 +62,8 @@ async def copy(room: memoryview, data: Data) -> None:
     for at in range(0, len(source), PIECE):
         if at:
             await asyncio.sleep(0)
-        room[at : at + PIECE] = source[at : at + PIECE]
+        piece = source[at : at + PIECE]
+        room[at : at + len(piece)] = piece
 
 
 async def images_into_arena(arena: Arena, images: Sequence[ImagePart]) -> tuple[tuple[ImagePart, ...], list[Span]]:
