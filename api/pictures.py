@@ -4,15 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import GetPydanticSchema
-from pydantic_core import core_schema
+from pydantic import InstanceOf, WithJsonSchema
 
 from api.json_pieces import LongText
 
-Picture = Annotated[
-    str | LongText,
-    GetPydanticSchema(
-        lambda _, __: core_schema.union_schema([core_schema.str_schema(), core_schema.is_instance_schema(LongText)]),
-        lambda _, describe: describe(core_schema.str_schema()),
-    ),
-]
+Picture = Annotated[str | InstanceOf[LongText], WithJsonSchema({"type": "string"})]

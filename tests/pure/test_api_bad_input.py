@@ -245,6 +245,15 @@ async def test_bad_multipart_is_refused(server: Server, name: str) -> None:
         problem(answer)
 
 
+@pytest.mark.parametrize("charset", ["punycode", "utf-16", "latin-1", "nothing", "x" * 2000])
+async def test_a_form_in_another_charset_is_refused(server: Server, charset: str) -> None:
+    async with nothing_happens(server):
+        headers = {"content-type": f"multipart/form-data; boundary=B; charset={charset}"}
+        answer = await server.client.post("/jobs", content=GOOD + b"--B--\r\n", headers=headers)
+        assert answer.status_code == 400, answer.text
+        problem(answer)
+
+
 @pytest.mark.parametrize("kind", ["", "text/plain", "application/x-www-form-urlencoded", "application/xml", "imag/png"])
 async def test_a_body_of_another_type_is_refused(server: Server, kind: str) -> None:
     async with nothing_happens(server):
