@@ -33,18 +33,17 @@ class Decoder:
         if self._ended:
             self._check_tail(piece)
             return b""
-        data = self._rest + piece if self._rest else piece
-        whole = len(data) & ~3
-        self._rest = data[whole:]
+        begin = -len(self._rest) % 4
+        end = len(piece) - (len(piece) - begin) % 4
         try:
-            found = pybase64.b64decode(data[:whole] if self._rest else data, validate=True)
+            first = pybase64.b64decode(self._rest + piece[:begin], validate=True) if begin else b""
+            found = pybase64.b64decode(memoryview(piece)[begin:end], validate=True)
         except (binascii.Error, ValueError):
-            return self._clean(data)
-        if len(found) < whole // 4 * 3:
-            self._ended = True
-            self._rest, tail = b"", self._rest
-            self._check_tail(tail)
-        return found
+            return self._clean(self._rest + piece)
+        if len(first) < 3 * bool(begin) or len(found) < (end - begin) // 4 * 3:  # there was padding
+            return self._clean(self._rest + piece)
+        self._rest = piece[end:]
+        return first + found if first else found
 
     def end(self) -> bytes:
         """The last bytes."""
