@@ -24,7 +24,7 @@ from pydantic_settings import (
 
 from core import flags
 from core.names import HostNames, PublicUrl
-from core.units import Caps, Count, Duration, Form, Size, Words, read_size, show_size
+from core.units import Caps, Count, Duration, Form, Networks, Size, Words, read_size, show_size
 
 PREFIX = "IMAGEPOOL_"
 MIB, GIB, DAY = 1 << 20, 1 << 30, 86_400.0
@@ -113,6 +113,12 @@ class Settings(BaseSettings):
     body_bytes: Size = setting("Network", 1 * GIB, "Most bytes of request bodies on their way at once.", ge=MIB)
     address_share: float = setting(
         "Network", 0.5, "Largest part of these that may come from one address (IPv6: one /64).", gt=0, le=1)
+    max_connections: Count = setting(
+        "Network", 8192, "Most open connections; fewer where the limit on open files does not allow them.", ge=1)
+    connections_per_address: Count = setting(
+        "Network", 4096, "Most of them from one IPv4 address or IPv6 /64, and its requests through a proxy.", ge=1)
+    trusted_proxies: Networks = setting(
+        "Network", (), "Networks of proxies whose X-Forwarded-For or Forwarded is believed (none: nobody's).")
     fetch: Literal["off", "public", "any"] = setting(
         "Network", "public", "Hosts asked for images and told of ends: none, those of the open internet, or any.")
     request_timeout: Duration = setting("Network", 600.0, "Longest that one request waits for its image.", gt=0)

@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from ipaddress import ip_network
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator
@@ -75,6 +76,14 @@ def read_words(value: Any) -> Any:
     return tuple(word for word in re.split(r"[,\s]+", value) if word) if isinstance(value, str) else value
 
 
+def read_networks(value: Any) -> Any:
+    """A tuple of networks from "10.0.0.0/8, ::1" or a list."""
+    try:
+        return tuple(str(ip_network(word, strict=False)) for word in read_words(value))
+    except ValueError:
+        raise ValueError("should be networks such as 10.0.0.0/8,fd00::/8 or addresses") from None
+
+
 def read_caps(value: Any) -> Any:
     """(side, items) pairs from "512:16,1024:8" or a list of pairs; sides must ascend."""
     if isinstance(value, str):
@@ -105,6 +114,7 @@ Count = Annotated[int, BeforeValidator(read_count), Form("N", str)]
 Size = Annotated[int, BeforeValidator(read_size), Form("SIZE", show_size)]
 Duration = Annotated[float, BeforeValidator(read_duration), Form("TIME", show_duration)]
 Words = Annotated[tuple[str, ...], BeforeValidator(read_words), Form("A,B", ",".join)]
+Networks = Annotated[tuple[str, ...], BeforeValidator(read_networks), Form("CIDR,..", ",".join)]
 Caps = Annotated[
     tuple[tuple[int, int], ...],
     BeforeValidator(read_caps),
