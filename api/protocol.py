@@ -1,8 +1,8 @@
-"""uvicorn's HTTP protocol, hardened: slow and giant headers, floods of tiny chunks, bodies nobody reads any more.
+"""uvicorn's HTTP protocol, hardened: slow and giant headers, floods of tiny chunks, bodies nobody reads any more,
+requests in the body of a request, and requests that come before the answer to the one before.
 
-And made quick for images. A large body does not pass through the parser: the application gets views of what was read,
-or has it read from the socket to where it wants it (`scope["extensions"]["imagepool.take"]`). An answer of known length
-leaves in one system call, so it may lie in shared memory. That a client went away is told by a callback
+The parser is given heads alone, each its own one; bodies go around it. What comes after a request waits unparsed, and
+unread beyond a bound, until its answer has gone. That a client went away is told by a callback
 (`scope["extensions"]["imagepool.gone"]`), which spares the hot path a task per request.
 """
 
@@ -13,17 +13,24 @@ import os
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
+import httptools
 import orjson
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from api.errors import PROBLEM, HeaderTooLarge, RequestTimeout, problem
+from api.addresses import Proxies, group
+from api.chunks import Chunks
+from api.connections import MOST_AWAY, Connections, Place
+from api.cycle import Cycle, Flow
+from api.errors import PROBLEM, HeaderTooLarge, RequestTimeout, Wardrobe, headers_of, problem
+from api.framing import Framing, read_framing
 from api.limits import GONE, TAKE, request_id
-from core.errors import BadRequest, ImagePoolError
+from api.web_socket import MAX_MESSAGE, WebSocket
+from core.errors import BadRequest, ImagePoolError, Overloaded
 from core.settings import Settings
 
 MAX_HEAD = 32 << 10   # bytes of request line and headers
@@ -31,177 +38,168 @@ MAX_LINES = 100       # headers
 MAX_LEFT = 8 << 20    # bytes of a body that are still read after the answer was given
 MAX_CHUNKS = 4096     # chunks a body may have before their size counts
 MIN_CHUNK = 64        # bytes they must have on average from then on
-DIRECT = 32 << 10     # bytes of a body from which on it goes around the parser
-SOCKETS = b"/socket.io/"  # where web sockets are served; elsewhere an upgrade is not asked for
-MAX_MESSAGE = 1_000_000   # bytes of a message on one
+DIRECT = 32 << 10     # bytes of a body from which on the application may want it elsewhere
+HEAD_END = b"\r\n\r\n"
 
-# Where every connection's bytes are put for the moment in which they are handed on. While a head is awaited little is
-# read at once: what follows it of a large body is better read to where it is wanted.
-HEAD_ROOM = memoryview(bytearray(16 << 10))
-BODY_ROOM = memoryview(bytearray(256 << 10))
-
-
-class Cycle(RequestResponseCycle):
-    """One request and its answer. Its body is kept as the chunks that arrived: joining them costs as much as all the
-    rest of a request with a large image."""
-
-    chunks: deque[bytes | memoryview]
-    waiting: int         # bytes of them
-    fd: int              # the socket's, -1 where it must not be written to past the transport (TLS)
-    start: Any           # of an answer of known length: its head leaves together with its body
-
-    async def receive(self) -> Any:
-        if self.waiting_for_100_continue and not self.transport.is_closing():
-            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-            self.waiting_for_100_continue = False
-        if not self.chunks and not self.disconnected and not self.response_complete:
-            self.flow.resume_reading()
-            await self.message_event.wait()
-        self.message_event.clear()  # whoever reads on after the last chunk waits for the end of the connection
-        if self.disconnected or self.response_complete:
-            return {"type": "http.disconnect"}
-        chunk = self.chunks.popleft() if self.chunks else b""
-        self.waiting -= len(chunk)
-        return {"type": "http.request", "body": chunk, "more_body": self.more_body or bool(self.chunks)}
-
-    def take(self, buffer: memoryview) -> int:
-        """Move what has come of the body into `buffer`; how many bytes. A chunk that does not fit stays."""
-        size = 0
-        while self.chunks and size + len(self.chunks[0]) <= len(buffer):
-            chunk = self.chunks.popleft()
-            buffer[size : size + len(chunk)] = chunk
-            size += len(chunk)
-        self.waiting -= size
-        return size
-
-    async def send(self, message: Any) -> None:
-        if self.start is None:
-            if message["type"] == "http.response.start" and not self.response_started and _length(message) is not None:
-                self.start = message
-            else:
-                await super().send(message)
-            return
-        start, self.start = self.start, None
-        body = message.get("body", b"")
-        if (
-            len(body) == _length(start)
-            and not message.get("more_body", False)
-            and self.scope["method"] != "HEAD"
-            and not self.flow.write_paused
-            and not self.disconnected
-        ):
-            self._send_whole(self._head(start), body)
-        else:
-            message["body"] = bytes(body)
-            await super().send(start)
-            await super().send(message)
-
-    def _head(self, start: Any) -> bytes:
-        lines = [*self.default_headers, *start["headers"]]
-        if not self.keep_alive:
-            lines.append((b"connection", b"close"))
-        head = b"%b%b\r\n" % (STATUS_LINE[start["status"]], b"".join([b"%b: %b\r\n" % line for line in lines]))
-        if head.count(b"\n") != len(lines) + 2 or head.count(b"\r") != len(lines) + 2 or b"\0" in head:
-            raise RuntimeError("a header of the answer holds a line break or NUL")
-        return head
-
-    def _send_whole(self, head: bytes, body: bytes | memoryview) -> None:
-        """Write the answer. What the kernel does not take at once is copied: the body may change after this."""
-        self.response_started = True
-        self.waiting_for_100_continue = False
-        sent = 0
-        if self.fd >= 0 and not self.transport.get_write_buffer_size() and not self.transport.is_closing():
-            try:
-                sent = os.writev(self.fd, (head, body))
-            except OSError:  # full or broken: the transport finds out which
-                sent = 0
-        if sent < len(head):
-            self.transport.write(head[sent:])
-        rest = max(0, sent - len(head))
-        if rest < len(body):
-            self.transport.write(bytes(memoryview(body)[rest:]))
-        self.response_complete = True
-        self.message_event.set()
-        if not self.keep_alive:
-            self.transport.close()
-        self.on_response()
+# Where every connection's bytes are put for the moment in which they are handed on, and how much of it is used. While a
+# head is awaited little is read at once: what follows it of a large body is better read to where it is wanted. Of a
+# chunked body little is read too, for it may have many chunks and one turn of the loop is to be short.
+ROOM = memoryview(bytearray(256 << 10))
+HEAD_ROOM = ROOM[: 16 << 10]
+CHUNK_ROOM = ROOM[: 32 << 10]
 
 
-def _length(start: Any) -> int | None:
-    """What an answer's head says of the length of its body; None when it says nothing, or speaks of the connection."""
-    length = None
-    for name, value in start.get("headers", ()):
-        if name == b"content-length" and value.isdigit():
-            length = int(value)
-        elif name == b"connection" or name == b"transfer-encoding":
-            return None
-    return length
+class Gentle:
+    """A transport that is closed so that the other side, though it still sends, can read what was written before."""
+
+    def __init__(self, transport: asyncio.Transport, close: Callable[[], None]) -> None:
+        self._transport, self.close = transport, close
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
 
 
 class Protocol(HttpToolsProtocol):
-    """One connection. States: head (headers are coming), body, answered (the answer went out before the body ended).
+    """One connection. States: head (awaited or coming), body, answer (the request is whole, its answer is owed), and
+    parting (the last answer has gone; what still comes is thrown away).
 
-    A client that gets its answer early keeps being read for a while, else the kernel would reset the connection and
-    the answer would be lost with it.
+    A client that gets its answer early, or its last one, keeps being read for a while, else the kernel would reset the
+    connection and the answer would be lost with it.
     """
 
     header_timeout: ClassVar[float] = 10.0
+    held: ClassVar[Connections]
+    proxies: ClassVar[Proxies]
     cycle: Cycle
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._in_head, self._in_body = True, False
-        self._head = self._lines = self._chunks = self._size = self._left = 0
-        self._rest = 0  # bytes of a body that goes around the parser
+        self.flow: Flow = Flow(transport)
+        self._in_head, self._in_body, self._parting = True, False, False
+        self._head = self._lines = self._pieces = self._size = self._left = 0
+        self._tail = b""   # the last bytes of a head that has not come whole
+        self._ahead = b""  # what has come of the next requests
+        self._rest = 0     # bytes of the body that have not come
+        self._chunks: Chunks | None = None
+        self._framing: Framing | None = None
         socket = transport.get_extra_info("socket")
         self._fd = -1 if socket is None or transport.get_extra_info("sslcontext") else socket.fileno()
         self._refusal: ImagePoolError | None = None
-        self._on_gone: Callable[[], None] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._arm(self._slow_head)
+        self._peer = self.client[0] if self.client else ""
+        self._proxied = self.proxies.trusts(self._peer)
+        self._place: Place | None = self.held.take(group(self._peer), transport.close, proxy=self._proxied)
+        if self._place is None:
+            self._turn_away()
+        else:
+            self._arm(self._slow_head)
 
     @property
-    def in_head(self) -> bool:
-        """Whether a head is awaited or coming."""
-        return self._in_head
+    def room(self) -> memoryview:
+        """Where what comes next is to be read to. What follows a body of known length is not read with it."""
+        if self._in_body:
+            return CHUNK_ROOM if self._chunks is not None else ROOM[: self._rest]
+        return ROOM if self._parting else HEAD_ROOM
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()
+        self._leave()
+        cycle = self.cycle
         super().connection_lost(exc)
-        if self._on_gone is not None:
-            self._on_gone()
+        if cycle is not None and cycle.on_gone is not None:
+            cycle.on_gone()
 
     def data_received(self, data: bytes) -> None:
-        if self._in_head:
-            self._head += len(data)
-        elif self._in_body and self.cycle.response_complete:
-            self._left += len(data)
-            if self._left > MAX_LEFT:
-                self.transport.close()
-                return
         self._unset_keepalive_if_required()
-        beyond = memoryview(data)
-        if not self._rest and self._in_head and (end := data.find(b"\r\n\r\n") + 4) > 3:
-            super().data_received(data[:end])
-            beyond = beyond[end:]
-            if self._rest > len(beyond):
-                self.flow.pause_reading()  # until the application says where the body goes
-        if self._rest:
-            beyond = self._read_body(beyond)
-        if beyond and not self.transport.is_closing() and not self._upgrading():
-            super().data_received(bytes(beyond))
-        if self.transport.is_closing() or not self._in_head:
-            return
-        if self._head > MAX_HEAD:
-            self._refuse(HeaderTooLarge(f"the request's headers have more than {MAX_HEAD} bytes"))
-        elif self._head and self._timer is None:
+        at = 0
+        while at < len(data) and not self.transport.is_closing():
+            if self._parting:
+                self._throw_away(len(data) - at)
+                return
+            if self._in_head:
+                at = self._read_head(data, at)
+                if self._rest >= DIRECT and self._rest > len(data) - at:
+                    self.flow.pause_reading()  # until the application says where the body goes
+            elif self._in_body:
+                at = self._read_body(data, at)
+            else:
+                self._ahead += data[at:]
+                self.flow.hold()
+                return
+        if self._in_head and self._head and self._timer is None and not self.transport.is_closing():
             self._arm(self._slow_head)
 
-    # --- the parser calls ---------------------------------------------------------------------------------------------
+    def _read_head(self, data: bytes, at: int) -> int:
+        """Parse what belongs to the head, at most; the position after it."""
+        found = data.find(HEAD_END, at)
+        whole = found >= 0
+        if self._tail and (joint := (self._tail + data[at : at + 3]).find(HEAD_END)) >= 0:
+            found, whole = at + joint - len(self._tail), True  # it began in the piece before
+        piece = data[at : found + len(HEAD_END) if whole else len(data)]
+        at += len(piece)
+        self._head += len(piece)
+        self._tail = b"" if whole else (self._tail + piece)[-3:]
+        try:
+            if self._head > MAX_HEAD:
+                raise HeaderTooLarge(f"the request's headers have more than {MAX_HEAD} bytes")
+            self.parser.feed_data(piece)
+            if whole and self._in_head:
+                raise BadRequest("there is no request before the empty line")
+        except httptools.HttpParserUpgrade:
+            pass  # what that means is said by `read_framing`
+        except httptools.HttpParserError:
+            self._refuse(self._refusal or BadRequest("this is no valid HTTP request"))
+        except ImagePoolError as fault:
+            self._refuse(fault)
+        if self._framing is not None and self._framing.socket and not self.transport.is_closing():
+            self.handle_websocket_upgrade()
+            return len(data)
+        return at
 
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self.scope["extensions"] = {GONE: self._watch}  # type: ignore[dict-item]
+    def _read_body(self, data: bytes, at: int) -> int:
+        """Take what belongs to the body; the position after it."""
+        if self.cycle.response_complete:
+            self._left += len(data) - at
+            if self._left > MAX_LEFT:
+                self.transport.close()
+                return len(data)
+        try:
+            if self._chunks is not None:
+                at = self._chunks.read(data, at, self._take)
+            else:
+                part = memoryview(data)[at : at + self._rest]
+                at += len(part)
+                self._rest -= len(part)
+                self._take(part)
+        except BadRequest as fault:
+            self._refuse(fault)
+            return len(data)
+        if not self._rest and (self._chunks is None or self._chunks.done) and not self.transport.is_closing():
+            self._end_body()
+        return at
+
+    def _end_body(self) -> None:
+        """The request is whole."""
+        self._in_body, self._chunks = False, None
+        self.cycle.more_body = False
+        self.cycle.message_event.set()
+        if self.cycle.response_complete:
+            self._next()
+
+    def _next(self) -> None:
+        """Await the next request, or begin with what has come of it."""
+        self._disarm()
+        self._in_head, self._framing = True, None
+        self._head = self._lines = 0
+        self.parser = httptools.HttpRequestParser(self)
+        if self._place is not None:
+            self.held.idle(self._place)
+        if self.flow.held:
+            data, self._ahead = self._ahead, b""
+            self.flow.release()
+            self.data_received(data)
+
+    # --- the parser calls ---------------------------------------------------------------------------------------------
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._lines += 1
@@ -210,48 +208,73 @@ class Protocol(HttpToolsProtocol):
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        if self._head > MAX_HEAD and len(self.url) + sum(len(n) + len(v) for n, v in self.headers) > MAX_HEAD:
-            self._give_up(HeaderTooLarge(f"the request's headers have more than {MAX_HEAD} bytes"))
+        method, version = self.parser.get_method().decode(), self.parser.get_http_version()
+        try:
+            self._framing = framing = read_framing(method, self.url, version, self.headers)
+        except BadRequest as fault:
+            self._give_up(fault)
         self._disarm()
-        self._in_head, self._in_body = False, True
-        self._chunks = self._size = self._left = 0
-        super().on_headers_complete()
-        if self._upgrading():  # uvicorn makes this connection a web socket; there is no cycle
+        self._in_head = False
+        self._pieces = self._size = self._left = 0
+        let_in = self._occupy()
+        if framing.socket:
             return
-        self.cycle.__class__ = Cycle  # uvicorn leaves no other door open; its task has not begun yet
-        self.cycle.chunks, self.cycle.waiting = deque(), 0
-        self.cycle.fd, self.cycle.start = self._fd, None
-        self.scope["extensions"][TAKE] = partial(self._take_now, self.cycle)  # type: ignore[assignment]
-        self._rest = self._announced()
+        self.url = framing.target
+        self.app = self.config.loaded_app if let_in else _too_many
+        super().on_headers_complete()
+        self._begin(framing)
+
+    def on_body(self, body: bytes) -> None:
+        raise AssertionError("bodies go around the parser")
+
+    def on_message_complete(self) -> None:
+        """The parser has no say in this: see `_end_body`."""
 
     def _should_upgrade(self) -> bool:
-        return self.url.startswith(SOCKETS) and super()._should_upgrade()
+        return False
 
-    def _upgrading(self) -> bool:
-        return bool(self.parser.should_upgrade()) and self._should_upgrade()
+    def _occupy(self) -> bool:
+        """The connection is busy, and the request has the address of whom it comes from; False when that one has too
+        many in flight."""
+        client = None
+        if self._proxied:
+            address = self.proxies.client(self._peer, self.headers)
+            self.scope["client"] = (address, 0)
+            client = group(address)
+        return self._place is None or self.held.busy(self._place, client)
 
-    def _announced(self) -> int:
-        """The length of the body when it is to go around the parser, else 0."""
-        headers = dict(self.headers)
-        if b"transfer-encoding" in headers or b"upgrade" in headers:
-            return 0
-        length = int(headers.get(b"content-length", b"0"))
-        return length if length >= DIRECT else 0
+    def _begin(self, framing: Framing) -> None:
+        """Make uvicorn's cycle ours. Its task has not begun yet."""
+        cycle = self.cycle
+        cycle.__class__ = Cycle  # uvicorn leaves no other door open
+        cycle.chunks, cycle.waiting = deque(), 0
+        cycle.fd, cycle.start = self._fd, None
+        cycle.fault = cycle.on_gone = None
+        extensions: Any = {GONE: partial(self._watch, cycle), TAKE: partial(self._take_now, cycle)}
+        self.scope["extensions"] = extensions
+        self._rest = framing.length
+        self._chunks = Chunks() if framing.chunked else None
+        self._in_body = framing.chunked or framing.length > 0
+        if not self._in_body:
+            cycle.more_body = False
+            cycle.message_event.set()
+        elif not cycle.keep_alive:
+            cycle.transport = Gentle(self.transport, self._part)  # type: ignore[assignment]
 
-    def _read_body(self, data: memoryview) -> memoryview:
-        """Take what belongs to the body; what is left belongs to the next request."""
-        body, beyond = data[: self._rest], data[self._rest :]
-        self._rest -= len(body)
-        if body:
-            self._take(body)
-        if not self._rest and not self.transport.is_closing():
-            self._end_body()
-        return beyond
+    def handle_websocket_upgrade(self) -> None:
+        """uvicorn's, and the web socket knows whose it is. What came behind the head is no frame: nobody has said yet
+        that frames are understood."""
+        self._disarm()
+        self.connections.discard(self)
+        socket = WebSocket(config=self.config, server_state=self.server_state, app_state=self.app_state)
+        socket.connection_made(self.transport)
+        socket.client = self.scope["client"]
+        socket.on_lost = self._leave
+        lines = [b"%b: %b\r\n" % line for line in self.headers]
+        socket.data_received(b"GET %b HTTP/1.1\r\n%b\r\n" % (self.url, b"".join(lines)))
+        self.transport.set_protocol(socket)
 
-    def _end_body(self) -> None:
-        self.parser = type(self.parser)(self)  # the one so far still waits for the body
-        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
-        self.on_message_complete()
+    # --- the body -----------------------------------------------------------------------------------------------------
 
     def _take_now(self, cycle: Cycle, buffer: memoryview) -> int:
         """What is there of the cycle's body goes into `buffer`, without waiting: first what was read, then what the
@@ -269,17 +292,11 @@ class Protocol(HttpToolsProtocol):
             self._end_body()
         return size + read
 
-    def on_body(self, body: bytes) -> None:
-        if self._rest:  # the beginning of a body, when its head came in pieces
-            self._rest -= len(body)
-        self._take(body)
-
-    def _take(self, body: bytes | memoryview) -> None:
-        self._chunks += 1
+    def _take(self, body: memoryview) -> None:
+        self._pieces += 1
         self._size += len(body)
-        if self._chunks > MAX_CHUNKS and self._size < self._chunks * MIN_CHUNK:
-            self.transport.abort()  # its task hears of a client that went away
-            return
+        if self._pieces > MAX_CHUNKS and self._size < self._pieces * MIN_CHUNK:
+            raise BadRequest(f"the body comes in pieces of less than {MIN_CHUNK} bytes; send larger ones")
         cycle = self.cycle
         if not cycle.response_complete:
             cycle.chunks.append(body)
@@ -288,59 +305,97 @@ class Protocol(HttpToolsProtocol):
                 self.flow.pause_reading()
             cycle.message_event.set()
 
-    def on_message_complete(self) -> None:
-        if self._upgrading():
-            return
-        self._in_head, self._in_body = True, False
-        self._head = self._lines = 0
-        if self.cycle.response_complete:
-            self._disarm()
-        super().on_message_complete()
-
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self._in_body and not self.transport.is_closing():
+        if self.transport.is_closing():
+            return
+        if self._parting:
+            self._unset_keepalive_if_required()
+        elif self._in_body:
             self._unset_keepalive_if_required()
             self._disarm()
             self._arm(self.transport.close)
+        else:
+            self._next()
 
     # --- and we answer ------------------------------------------------------------------------------------------------
 
-    def send_400_response(self, msg: str) -> None:
-        self._refuse(self._refusal or BadRequest("this is no valid HTTP request"))
-
-    def _watch(self, on_gone: Callable[[], None] | None) -> None:
-        self._on_gone = on_gone
+    def _watch(self, cycle: Cycle, on_gone: Callable[[], None] | None) -> None:
+        cycle.on_gone = on_gone
         if on_gone is not None:
             if self.transport.is_closing():
                 on_gone()
             self.flow.resume_reading()  # a connection that is not read does not tell of its end
 
-    def _give_up(self, error: ImagePoolError) -> None:
+    def _give_up(self, error: ImagePoolError) -> NoReturn:
         self._refusal = error
-        raise ValueError(error.message)  # ends the parser, which ends in send_400_response
+        raise ValueError(error.message)  # ends the parser
 
     def _slow_head(self) -> None:
         self._timer = None
         if not self.transport.is_closing():
             self._refuse(RequestTimeout("the request's headers did not arrive in time"))
 
+    def _turn_away(self) -> None:
+        """There is no room for this connection."""
+        if self.held.away >= MOST_AWAY:
+            self.transport.abort()
+            return
+        self.held.away += 1
+        self._refuse(Overloaded("too many connections are open; close some, or try again later", retry_after=1.0))
+
+    def _leave(self) -> None:
+        """The connection has ended."""
+        if self._place is not None:
+            self.held.free(self._place)
+        elif self._parting:
+            self.held.away -= 1
+
     def _refuse(self, error: ImagePoolError) -> None:
-        """Answer without the application. Where it still owes an answer, ours would be taken for it: then it gives its
-        own and the connection ends, or (its body is broken off) hears that the client went away."""
-        if self.cycle is not None and not self.cycle.response_complete:
-            self.cycle.keep_alive = False
-            if self._in_body:
-                self.transport.close()
+        """Answer without the application, and part. Where the application still owes an answer, ours would be taken for
+        it: then who reads the body hears of the error, and the connection ends after the answer."""
+        cycle = self.cycle
+        if cycle is not None and not cycle.response_complete:
+            self._in_body, self._chunks, self._rest = False, None, 0
+            cycle.keep_alive, cycle.fault = False, error
+            cycle.transport = Gentle(self.transport, self._part)  # type: ignore[assignment]
+            cycle.message_event.set()
+            return
+        if self._in_body:
+            self.transport.close()
             return
         name = request_id(None)
         status, body = problem(error, name)
         content = orjson.dumps(body)
-        head = b"content-type: %s\r\ncontent-length: %d\r\nconnection: close\r\nx-request-id: %s\r\n\r\n"
-        self.transport.write(
-            STATUS_LINE[status] + head % (PROBLEM.encode(), len(content), name.encode()) + content
-        )
-        self.transport.close()
+        lines = {
+            "content-type": PROBLEM, "content-length": len(content), "connection": "close", "x-request-id": name,
+            **headers_of(error, status),
+        }  # fmt: skip
+        head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
+        self.transport.write(STATUS_LINE[status] + head.encode() + b"\r\n" + content)
+        self._part()
+
+    def _part(self) -> None:
+        """End the connection when the client has ended it, or after a while."""
+        if self._parting or self.transport.is_closing():
+            return
+        self._parting, self._in_head, self._in_body, self._left = True, False, False, 0
+        self._ahead = b""
+        self._disarm()
+        self._unset_keepalive_if_required()
+        if not self.transport.can_write_eof():
+            self.transport.close()
+            return
+        self.transport.write_eof()
+        if self._place is not None:
+            self.held.idle(self._place)
+        self.flow.release()
+        self._arm(self.transport.close)
+
+    def _throw_away(self, size: int) -> None:
+        self._left += size
+        if self._left > MAX_LEFT:
+            self.transport.close()
 
     def _arm(self, then: Callable[[], None]) -> None:
         self._timer = self.loop.call_later(self.header_timeout, then)
@@ -349,6 +404,12 @@ class Protocol(HttpToolsProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+async def _too_many(scope: Scope, receive: Receive, send: Send) -> None:
+    """The application of those whose address has too many requests in flight."""
+    error = Overloaded("too many requests of this address are in flight; wait for their answers", retry_after=1.0)
+    await Wardrobe().respond(error, scope["path"], request_id(None))(scope, receive, send)
 
 
 class Reader(asyncio.BufferedProtocol):
@@ -364,10 +425,10 @@ class Reader(asyncio.BufferedProtocol):
         self.http.connection_lost(exc)
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return HEAD_ROOM if self.http.in_head else BODY_ROOM
+        return self.http.room
 
     def buffer_updated(self, nbytes: int) -> None:
-        self.http.data_received(bytes(self.get_buffer(-1)[:nbytes]))
+        self.http.data_received(bytes(ROOM[:nbytes]))
 
     def eof_received(self) -> None:
         self.http.eof_received()
@@ -379,10 +440,16 @@ class Reader(asyncio.BufferedProtocol):
         self.http.resume_writing()
 
 
-def uvicorn_config(settings: Settings, app: ASGIApp, **more: Any) -> uvicorn.Config:
-    """How the server listens: our protocol, no access log, no trust in proxy headers, small web sockets (which the
+def uvicorn_config(
+    settings: Settings, app: ASGIApp, connections: Connections | None = None, **more: Any
+) -> uvicorn.Config:
+    """How the server listens: our protocol, no access log, proxy headers as we read them, small web sockets (which the
     application pings)."""
-    protocol = type("SettledProtocol", (Protocol,), {"header_timeout": settings.header_timeout})
+    if connections is None:
+        connections = Connections(settings.max_connections, settings.connections_per_address)
+    settled: dict[str, Any] = {"header_timeout": settings.header_timeout, "held": connections}
+    settled["proxies"] = Proxies(settings.trusted_proxies)
+    protocol = type("SettledProtocol", (Protocol,), settled)
 
     def connection(**given: Any) -> Reader:
         return Reader(protocol(**given))
@@ -391,7 +458,7 @@ def uvicorn_config(settings: Settings, app: ASGIApp, **more: Any) -> uvicorn.Con
         "host": settings.listen_host,
         "port": settings.port,
         "http": connection,
-        "ws": "websockets-sansio",
+        "ws": WebSocket,
         "ws_max_size": MAX_MESSAGE,
         "ws_ping_interval": None,
         "ws_per_message_deflate": False,

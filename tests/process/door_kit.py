@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import uvicorn
 from starlette.types import ASGIApp
 
@@ -64,3 +66,18 @@ def settings(folder: Path, **given: Any) -> Settings:
         "outputs": folder / "outputs", "header_timeout": 0.2, "body_timeout": 0.2, "allowed_hosts": ("here", "x"),
         **given,
     })  # fmt: skip
+
+
+class Turns:
+    """The longest turn of the event loop, in seconds of this thread's CPU time."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.longest = 0.0
+        run: Any = asyncio.Handle._run
+
+        def timed(handle: asyncio.Handle) -> None:
+            began = time.thread_time()
+            run(handle)
+            self.longest = max(self.longest, time.thread_time() - began)
+
+        monkeypatch.setattr(asyncio.Handle, "_run", timed)

@@ -12,6 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from api import protocol
 from api.limits import GONE
+from core.errors import BadRequest
 from tests.process.door_kit import dial, listen, read_answer, settings
 
 GET = b"GET / HTTP/1.1\r\nHost: here\r\n\r\n"
@@ -30,7 +31,11 @@ class Echo:
         size = 0
         if scope["path"] != "/hasty":
             while True:
-                message = await receive()
+                try:
+                    message = await receive()
+                except BadRequest as fault:
+                    await answer(send, 400, orjson.dumps({"code": fault.code}))
+                    return
                 if message["type"] == "http.disconnect":
                     self.gone.set()
                     return
@@ -47,9 +52,12 @@ class Echo:
             assert (await receive())["type"] == "http.disconnect"
             self.gone.set()
             return
-        body = str(size).encode()
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
-        await send({"type": "http.response.body", "body": body})
+        await answer(send, 200, str(size).encode())
+
+
+async def answer(send: Send, status: int, body: bytes) -> None:
+    await send({"type": "http.response.start", "status": status, "headers": [(b"content-length", b"%d" % len(body))]})
+    await send({"type": "http.response.body", "body": body})
 
 
 @pytest.fixture
@@ -115,10 +123,10 @@ async def test_headers_beyond_the_limit_are_answered_with_431(port: int, echo: E
     "data",
     [
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
-        b"GET / HTTP/1.1\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nabcdef",
-        b"POST / HTTP/1.1\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-        b"POST / HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
-        b"GET / HTTP/1.1\r\nX-Bad: a\x00b\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: here\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nabcdef",
+        b"POST / HTTP/1.1\r\nHost: here\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: here\r\nContent-Length: -1\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: here\r\nX-Bad: a\x00b\r\n\r\n",
     ],
     ids=["TLS", "two lengths", "length and chunked", "negative length", "NUL in a header"],
 )
@@ -130,30 +138,32 @@ async def test_what_is_no_http_is_answered_with_400(port: int, echo: Echo, data:
 
 async def test_a_body_larger_than_announced_becomes_a_bad_second_request(port: int, echo: Echo) -> None:
     async with dial(port) as (reader, writer):
-        writer.write(b"POST / HTTP/1.1\r\nContent-Length: 3\r\n\r\nabcSMUGGLED stuff\r\n\r\n")
+        writer.write(b"POST / HTTP/1.1\r\nHost: here\r\nContent-Length: 3\r\n\r\nabcSMUGGLED stuff\r\n\r\n")
         _, _, body = await read_answer(reader)
     assert body == b"3"
     assert echo.calls == 1
 
 
-async def test_a_flood_of_tiny_chunks_ends_the_connection(port: int, echo: Echo) -> None:
+async def test_a_flood_of_tiny_chunks_is_a_400_and_ends_the_connection(port: int, echo: Echo) -> None:
     async with dial(port) as (reader, writer):
-        writer.write(b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n")
+        writer.write(b"POST / HTTP/1.1\r\nHost: here\r\nTransfer-Encoding: chunked\r\n\r\n")
         writer.write(b"1\r\na\r\n" * (protocol.MAX_CHUNKS + 1))
-        with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
-            await read_answer(reader)
-    await asyncio.wait_for(echo.gone.wait(), 30)
+        status, headers, body = await read_answer(reader)
+        assert await reader.read() == b""
+    assert (status, headers["connection"]) == (400, "close")
+    assert orjson.loads(body)["code"] == "bad_request"
 
 
 async def test_ordinary_chunks_are_read(port: int) -> None:
     body = b"400\r\n" + b"a" * 1024 + b"\r\n"
-    data = b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n" + body * (protocol.MAX_CHUNKS + 10) + b"0\r\n\r\n"
+    head = b"POST / HTTP/1.1\r\nHost: here\r\nTransfer-Encoding: chunked\r\n\r\n"
+    data = head + body * (protocol.MAX_CHUNKS + 10) + b"0\r\n\r\n"
     assert (await answer_to(port, data))[2] == str(1024 * (protocol.MAX_CHUNKS + 10)).encode()
 
 
 async def test_a_client_still_sending_gets_the_early_answer_and_may_go_on(port: int) -> None:
     async with dial(port) as (reader, writer):
-        writer.write(b"POST /hasty HTTP/1.1\r\nContent-Length: 3000000\r\n\r\n")
+        writer.write(b"POST /hasty HTTP/1.1\r\nHost: here\r\nContent-Length: 3000000\r\n\r\n")
         assert (await read_answer(reader))[0] == 200
         writer.write(b"a" * 3_000_000 + GET)
         assert (await read_answer(reader))[0] == 200
@@ -161,7 +171,7 @@ async def test_a_client_still_sending_gets_the_early_answer_and_may_go_on(port: 
 
 async def test_a_body_that_goes_on_for_ever_after_the_answer_is_cut_off(port: int) -> None:
     async with dial(port) as (reader, writer):
-        writer.write(b"POST /hasty HTTP/1.1\r\nContent-Length: 1000000000\r\n\r\n")
+        writer.write(b"POST /hasty HTTP/1.1\r\nHost: here\r\nContent-Length: 1000000000\r\n\r\n")
         await read_answer(reader)
         with pytest.raises(ConnectionError):
             while True:
@@ -171,14 +181,14 @@ async def test_a_body_that_goes_on_for_ever_after_the_answer_is_cut_off(port: in
 
 async def test_a_body_that_stops_after_the_answer_is_cut_off(port: int) -> None:
     async with dial(port) as (reader, writer):
-        writer.write(b"POST /hasty HTTP/1.1\r\nContent-Length: 10\r\n\r\n")
+        writer.write(b"POST /hasty HTTP/1.1\r\nHost: here\r\nContent-Length: 10\r\n\r\n")
         await read_answer(reader)
         assert await reader.read() == b""
 
 
 async def test_the_application_hears_at_once_of_a_client_that_goes_away(port: int, echo: Echo) -> None:
     async with dial(port) as (_, writer):
-        writer.write(b"POST /watch HTTP/1.1\r\nContent-Length: 300000\r\n\r\n" + b"a" * 300_000)
+        writer.write(b"POST /watch HTTP/1.1\r\nHost: here\r\nContent-Length: 300000\r\n\r\n" + b"a" * 300_000)
         await asyncio.wait_for(echo.entered.wait(), 30)
         assert not echo.gone.is_set()
     await asyncio.wait_for(echo.gone.wait(), 30)
@@ -187,13 +197,13 @@ async def test_the_application_hears_at_once_of_a_client_that_goes_away(port: in
 @pytest.mark.parametrize("size", [0, 5, 300_000])
 async def test_after_the_whole_body_the_only_message_is_the_disconnect(port: int, echo: Echo, size: int) -> None:
     async with dial(port) as (_, writer):
-        writer.write(b"POST /linger HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % size + b"a" * size)
+        writer.write(b"POST /linger HTTP/1.1\r\nHost: here\r\nContent-Length: %d\r\n\r\n" % size + b"a" * size)
         await asyncio.wait_for(echo.entered.wait(), 30)
     await asyncio.wait_for(echo.gone.wait(), 30)
 
 
 async def test_a_pipelined_second_request_is_answered_after_the_first(port: int, echo: Echo) -> None:
     async with dial(port) as (reader, writer):
-        writer.write(b"POST / HTTP/1.1\r\nContent-Length: 2\r\n\r\nab" + GET)
+        writer.write(b"POST / HTTP/1.1\r\nHost: here\r\nContent-Length: 2\r\n\r\nab" + GET)
         assert (await read_answer(reader))[2] == b"2"
         assert (await read_answer(reader))[2] == b"0"

@@ -1,0 +1,93 @@
+"""What the head of a request says of its body, and what no head may say (RFC 9110, RFC 9112).
+
+A server and a proxy before it must not read one head in two ways: whoever gets a second request past the proxy in the
+body of the first acts with the proxy's rights. So what is doubled, contradicts itself or is of another version is
+refused, though the parser would make something of it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from core.errors import BadRequest
+
+HOST = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
+TARGET = re.compile(rb"/[\x21\x22\x24-\x7e]*")  # no fragment, no space, nothing beyond ASCII
+ABSOLUTE = re.compile(rb"(?i:https?)://([^/?#@]*)(/[\x21\x22\x24-\x7e]*)?")
+VERSIONS = ("1.1", "1.0")
+ONCE = (b"host", b"content-length", b"transfer-encoding")
+SOCKETS = b"/socket.io/"  # where web sockets are served; elsewhere an upgrade is not heard (RFC 9110, 7.8)
+
+Headers = Sequence[tuple[bytes, bytes]]
+
+
+class Framing(NamedTuple):
+    """`length`: bytes of the body, when it is not `chunked`. `target`: the path and query that are asked for.
+    `socket`: a web socket is asked for where one is served."""
+
+    length: int
+    chunked: bool
+    target: bytes
+    socket: bool
+
+
+def read_framing(method: str, target: bytes, version: str, headers: Headers) -> Framing:
+    """`headers`: with names in lower case. Raises `BadRequest` for a head that is not to be understood in one way."""
+    if version not in VERSIONS:
+        raise BadRequest("the request is of an HTTP version that is not served; use HTTP/1.1")
+    found = dict(headers)
+    if len(found) < len(headers):
+        _check_doubles(headers)
+    host = found.get(b"host")
+    if host is None:
+        if version == "1.1":
+            raise BadRequest("the request has no Host header")
+    elif HOST.fullmatch(host) is None:
+        raise BadRequest("the request's Host header is not a host and a port")
+    if TARGET.fullmatch(target) is None:
+        target = _odd_target(method, target, host)
+    chunked = b"transfer-encoding" in found
+    if chunked:
+        _check_coding(found, version)
+    length = _length(found[b"content-length"]) if b"content-length" in found else 0
+    asks = b"upgrade" in found and method == "GET" and version == "1.1" and not chunked and not length
+    return Framing(length, chunked, target, asks and target.startswith(SOCKETS) and _asks_for_socket(headers))
+
+
+def _check_doubles(headers: Headers) -> None:
+    names = [name for name, _ in headers]
+    for name in ONCE:
+        if names.count(name) > 1:
+            raise BadRequest(f"the request has more than one {name.decode().title()} header")
+
+
+def _odd_target(method: str, target: bytes, host: bytes | None) -> bytes:
+    """The path of a target that does not begin with one: a whole address, as proxies are asked, for this very host."""
+    absolute = ABSOLUTE.fullmatch(target)
+    if method == "CONNECT" or absolute is None:
+        raise BadRequest("the request's target is not a path; percent-encode what may not stand in one")
+    if host is None or absolute[1].lower() != host.lower():
+        raise BadRequest("the address in the request line is of another host than the Host header")
+    return absolute[2] or b"/"
+
+
+def _check_coding(found: dict[bytes, bytes], version: str) -> None:
+    if version == "1.0" or b"content-length" in found:
+        raise BadRequest("the request has a Transfer-Encoding beside HTTP/1.0 or a Content-Length")
+    if found[b"transfer-encoding"].strip(b" \t").lower() != b"chunked":
+        raise BadRequest("the only Transfer-Encoding that is read is 'chunked'")
+
+
+def _length(text: bytes) -> int:
+    text = text.strip(b" \t")
+    if not text.isdigit() or len(text) > 18:
+        raise BadRequest("the Content-Length header is not a number")
+    return int(text)
+
+
+def _asks_for_socket(headers: Headers) -> bool:
+    options = [word.strip().lower() for name, value in headers if name == b"connection" for word in value.split(b",")]
+    wanted = [value.strip().lower() for name, value in headers if name == b"upgrade"]
+    return b"upgrade" in options and wanted == [b"websocket"]

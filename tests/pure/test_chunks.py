@@ -1,0 +1,58 @@
+"""The chunked coding undone, whatever way it is cut on its way here."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from api.chunks import MAX_LINE, MAX_TRAILER, Chunks
+from core.errors import BadRequest
+
+AFTER = b"GET / HTTP/1.1\r\n"
+
+
+def read(data: bytes, cuts: tuple[int, ...] = ()) -> tuple[bytes, bytes]:
+    """(body, what does not belong to it) of data that comes cut at these places."""
+    body, chunks, at = bytearray(), Chunks(), 0
+    for end in (*sorted(cuts), len(data)):
+        if not chunks.done:
+            at += chunks.read(data[at:end], 0, body.extend)
+    assert chunks.done
+    return bytes(body), data[at:]
+
+
+@given(st.lists(st.binary(min_size=1, max_size=40)), st.sets(st.integers(0, 200)))
+def test_a_body_is_the_same_wherever_it_is_cut(pieces: list[bytes], cuts: set[int]) -> None:
+    data = b"".join(b"%X;a=\"b\"\r\n%b\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\nX-Sum: 1\r\n\r\n"
+    assert read(data + AFTER, tuple(cut for cut in cuts if cut < len(data))) == (b"".join(pieces), AFTER)
+
+
+@given(st.binary(max_size=60), st.sets(st.integers(0, 60)))
+def test_whatever_comes_is_read_or_refused_the_same_wherever_it_is_cut(data: bytes, cuts: set[int]) -> None:
+    def outcome(*cuts: int) -> object:
+        chunks, body, at = Chunks(), bytearray(), 0
+        try:
+            for end in (*cuts, len(data)):
+                at += chunks.read(data[at:end], 0, body.extend) if not chunks.done else 0
+        except BadRequest:
+            return None
+        return chunks.done, bytes(body)
+
+    assert outcome() == outcome(*sorted(cut for cut in cuts if cut < len(data)))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\r\n", b"x\r\n", b"3 \r\nabc", b"+3\r\nabc", b"3\nabc", b"3\r\nabcd\r\n",
+        b"3\r\nab\r\n0\r\n\r\n", b"3;\x00\r\n",
+        b"0\r\nno field\r\n\r\n", b"0\r\nX : a\r\n\r\n", b"0\r\n a\r\n\r\n", b"0\r\nX: a\n\r\n",
+        b"0" * (MAX_LINE + 1), b"0\r\n" + b"X: " + b"a" * MAX_TRAILER, b"0\r\n" + b"X: a\r\n" * MAX_TRAILER,
+    ],
+)  # fmt: skip
+def test_what_is_no_chunk_is_refused(data: bytes) -> None:
+    with pytest.raises(BadRequest):
+        read(data)
+    with pytest.raises(BadRequest):
+        read(data, tuple(range(len(data))))
