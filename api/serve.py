@@ -6,6 +6,7 @@ import asyncio
 import gc
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -19,6 +20,7 @@ import uvicorn
 
 from api import iopaint_page
 from api.app import create_app
+from api.connections import Connections
 from api.protocol import uvicorn_config
 from core.errors import ImagePoolError
 from core.heap import keep_heap
@@ -31,6 +33,7 @@ from engine.shutdown import AFTER_GRACE, ANSWERS
 from engine.startup import show_startup
 
 log = logging.getLogger("imagepool.serve")
+OTHER_FILES = 512  # open files that are no connections: pipes, the database, images, what is fetched
 
 
 def serve(settings: Settings) -> int:
@@ -54,13 +57,31 @@ def serve(settings: Settings) -> int:
         else:
             print(f"imagepool: {fault}", file=sys.stderr)
         return 2
+    connections = Connections(most_connections(settings), settings.connections_per_address)
+    engine.metrics.connections(connections.__len__)
     patience = settings.shutdown_grace + ANSWERS
-    server = Server(uvicorn_config(settings, app, timeout_graceful_shutdown=patience), engine)
+    config = uvicorn_config(settings, app, connections, timeout_graceful_shutdown=patience)
+    server = Server(config, engine)
     try:
         server.run(doors)
     except SystemExit:  # uvicorn's own word; what keeps it from starting is in the log
         return 2
     return 0 if server.started else 2
+
+
+def most_connections(settings: Settings) -> int:
+    """How many connections may be open: what the settings say, or what the limit on open files allows, which is raised
+    as far as this process may. Some files are left for everything else."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    allowed = settings.max_connections if hard == resource.RLIM_INFINITY else hard - min(OTHER_FILES, hard // 2)
+    if allowed < settings.max_connections:
+        log.warning(
+            "Only %d connections may be open (--max-connections %d), for this process may have %d files; "
+            "raise its limit (ulimit -Hn)", allowed, settings.max_connections, hard,
+        )  # fmt: skip
+    return min(allowed, settings.max_connections)
 
 
 def take_port(settings: Settings, name: str = "port") -> socket.socket:

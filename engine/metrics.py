@@ -6,7 +6,7 @@ Every label has few values: models, routes and devices are counted, and beyond a
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from prometheus_client import (
@@ -100,6 +100,7 @@ class Metrics:
         self.http_in_progress = Gauge(
             "imagepool_http_requests_in_progress", "Requests being answered.", registry=self.registry
         )
+        self._connections = Gauge("imagepool_http_connections", "Open connections.", registry=self.registry)
         self._bytes_in = Counter("imagepool_http_received_bytes", "Bytes of bodies received.", registry=self.registry)
         self._bytes_out = Counter("imagepool_http_sent_bytes", "Bytes of bodies sent.", registry=self.registry)
 
@@ -143,6 +144,10 @@ class Metrics:
         self._http_seconds[method, route].observe(seconds)
         self._bytes_in.inc(received)
         self._bytes_out.inc(sent)
+
+    def connections(self, count: Callable[[], int]) -> None:
+        """How many connections are open is asked for when it is told."""
+        self._connections.set_function(count)
 
     def devices(self, snapshot: Mapping[str, Any]) -> None:
         """The engine's snapshot that the gauges tell from now on."""
