@@ -1,4 +1,4 @@
-"""Whose request it is: the address behind the proxies that are trusted, and what counts as one address.
+"""Whose request it is: the address behind the proxies that are trusted.
 
 A header that names an address is believed from a trusted proxy alone, and read from the right, for every proxy appends
 the address it was asked from: what stands left of the first stranger is that stranger's own word.
@@ -8,23 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
-SITE = 64  # bits of an IPv6 address that name one customer; the rest he chooses himself
 WITH_PORT = re.compile(r"\[([0-9A-Fa-f:.]+)\](?::[0-9]{1,5})?|([0-9.]+):[0-9]{1,5}")
 MAX_HOPS = 32  # entries of such a header that are read
 
 Headers = Sequence[tuple[bytes, bytes]]
-
-
-@lru_cache(4096)
-def group(address: str) -> str:
-    """What counts as one address: an IPv4 address, the /64 of an IPv6 one; what is none stands for itself."""
-    found = _read(address)
-    if isinstance(found, IPv6Address):
-        return str(IPv6Network((int(found) >> SITE << SITE, SITE)))
-    return address if found is None else str(found)
 
 
 def _read(text: str) -> IPv4Address | IPv6Address | None:

@@ -34,7 +34,7 @@ class Place:
 
 
 class Connections:
-    """All connections of the server. `most`: in all; `per_address`: of one address (see `addresses.group`)."""
+    """All connections of the server. `most`: in all; `per_address`: of one address (see `intake.network`)."""
 
     def __init__(self, most: int, per_address: int) -> None:
         self._most, self._per_address = most, per_address

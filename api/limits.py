@@ -334,9 +334,9 @@ class Door:
         if path in PUBLIC or path.startswith(PUBLIC_UNDER):
             return 0 if scope["method"] in ("GET", "HEAD") else self._settings.max_body
         scope["caller"] = who = self._caller(scope, presented_key(headers))
-        scope["charge"] = lambda: self._count(who, extra)
+        scope["charge"] = lambda: self._count(who, scope, extra)
         if scope["method"] == "POST":
-            self._count(who, extra)
+            self._count(who, scope, extra)
         encoding = headers.get(b"content-encoding", b"identity")
         if encoding.lower() != b"identity":
             raise UnsupportedEncoding("compressed request bodies are not taken; send it without Content-Encoding")
@@ -358,8 +358,11 @@ class Door:
             raise LinkInvalid("this address does not hold, or not any more; ask for the image again with your API key")
         return Caller(tenant, self._keys.tier(tenant))
 
-    def _count(self, who: Caller, extra: list[Header]) -> None:
-        verdict = self._rates.check(who.tenant, who.tier)
+    def _count(self, who: Caller, scope: Scope, extra: list[Header]) -> None:
+        """Count by the tenant; where nobody has a key, by the address."""
+        client = scope.get("client")
+        name = network(client[0]) if client and self._keys.open else who.tenant
+        verdict = self._rates.check(name, who.tier)
         if verdict is None:
             return
         extra += verdict.headers

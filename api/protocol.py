@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from api.addresses import Proxies, group
+from api.addresses import Proxies
 from api.chunks import Chunks
 from api.connections import MOST_AWAY, Connections, Place
 from api.cycle import Cycle, Flow
@@ -32,6 +32,7 @@ from api.limits import GONE, TAKE, request_id
 from api.web_socket import MAX_MESSAGE, WebSocket
 from core.errors import BadRequest, ImagePoolError, Overloaded
 from core.settings import Settings
+from engine.intake import network
 
 MAX_HEAD = 32 << 10   # bytes of request line and headers
 MAX_LINES = 100       # headers
@@ -88,7 +89,7 @@ class Protocol(HttpToolsProtocol):
         self._timer: asyncio.TimerHandle | None = None
         self._peer = self.client[0] if self.client else ""
         self._proxied = self.proxies.trusts(self._peer)
-        self._place: Place | None = self.held.take(group(self._peer), transport.close, proxy=self._proxied)
+        self._place: Place | None = self.held.take(network(self._peer), transport.close, proxy=self._proxied)
         if self._place is None:
             self._turn_away()
         else:
@@ -240,7 +241,7 @@ class Protocol(HttpToolsProtocol):
         if self._proxied:
             address = self.proxies.client(self._peer, self.headers)
             self.scope["client"] = (address, 0)
-            client = group(address)
+            client = network(address)
         return self._place is None or self.held.busy(self._place, client)
 
     def _begin(self, framing: Framing) -> None:

@@ -1,20 +1,24 @@
-"""How fast a tenant may ask: the generic cell rate algorithm (GCRA) for the minutes, hours and days of its tier.
+"""How fast a tenant (or, without keys, an address) may ask: the generic cell rate algorithm (GCRA) for the minutes,
+hours and days of its tier.
 
 Each window keeps one number, the theoretical arrival time: a whole quota may come at once, then one request every
 window / quota. Time is the caller's monotonic clock; should it jump back all the same, nobody waits longer than one
-window.
+window. A bucket that is full again is forgotten.
 """
 
 from __future__ import annotations
 
 import math
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from core.settings import Tier
 
 Header = tuple[bytes, bytes]
+WINDOWS = 3      # minute, hour, day
+MOST = 300_000   # numbers that are kept at most: about 60 MiB
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,20 +48,24 @@ def windows(tier: Tier) -> tuple[Window, ...]:
 
 
 class RateLimiter:
-    """Counts by tenant. A refused request costs nothing of any window."""
+    """Counts by whoever is named. A refused request costs nothing of any window."""
 
     def __init__(self, tiers: Mapping[str, Tier], clock: Callable[[], float] = time.monotonic) -> None:
         self._tiers = {name: windows(tier) for name, tier in tiers.items()}
         self._clock = clock
-        self._arrivals: dict[tuple[str, str, str], float] = {}
+        self._arrivals: OrderedDict[tuple[str, str, str], float] = OrderedDict()
 
-    def check(self, tenant: str, tier: str) -> Verdict | None:
-        """Count one request of this tenant; None when its tier has no limits."""
+    def __len__(self) -> int:
+        """How many numbers are kept."""
+        return len(self._arrivals)
+
+    def check(self, who: str, tier: str) -> Verdict | None:
+        """Count one request of this tenant or address; None when its tier has no limits."""
         limits = self._tiers.get(tier)
         if not limits:
             return None
         now = self._clock()
-        fills = [self._fill(tenant, tier, window, now) for window in limits]
+        fills = [self._fill(who, tier, window, now) for window in limits]
         # How far each window would be filled beyond its whole length, were this request let through.
         waits = [fill + w.interval - w.seconds for fill, w in zip(fills, limits, strict=True)]
         retry_after = max(waits)
@@ -65,11 +73,20 @@ class RateLimiter:
             retry_after = 0.0
             fills = [fill + w.interval for fill, w in zip(fills, limits, strict=True)]
             for window, fill in zip(limits, fills, strict=True):
-                self._arrivals[tenant, tier, window.name] = now + fill
+                self._arrivals[who, tier, window.name] = now + fill
+            self._forget(now)
         return Verdict(retry_after, _headers(limits, fills))
 
-    def _fill(self, tenant: str, tier: str, window: Window, now: float) -> float:
-        key = tenant, tier, window.name
+    def _forget(self, now: float) -> None:
+        """Look at the oldest few: whoever has not asked for a whole window is as one who never did. More are looked at
+        than a request adds, so the old ones are gone sooner than new ones come; beyond `MOST` the oldest go anyway."""
+        for _ in range(min(2 * WINDOWS, len(self._arrivals))):
+            oldest, arrival = self._arrivals.popitem(last=False)
+            if arrival > now and len(self._arrivals) < MOST:
+                self._arrivals[oldest] = arrival
+
+    def _fill(self, who: str, tier: str, window: Window, now: float) -> float:
+        key = who, tier, window.name
         ahead = self._arrivals.get(key, now) - now
         if ahead > window.seconds:  # only a clock that jumped back
             ahead = window.seconds

@@ -97,3 +97,24 @@ def test_headers_tell_quota_and_rest_of_the_tightest_window(clock: Clock) -> Non
     assert headers[b"ratelimit"] == b'"minute";r=4;t=12'
     assert headers[b"x-ratelimit-limit"] == b"5"
     assert headers[b"x-ratelimit-remaining"] == b"4"
+
+
+def test_who_has_a_whole_quota_again_is_forgotten(clock: Clock) -> None:
+    limits = limiter(clock, per_minute=2, per_hour=5)
+    for number in range(5_000):
+        limits.check(f"2001:db8:{number:x}::/64", "free")
+        clock.now += 1
+    assert len(limits) < 4_000
+    for number in range(2_000):
+        limits.check(f"late {number}", "free")
+        clock.now += 3600
+    assert len(limits) <= 4
+
+
+def test_forgetting_gives_nobody_a_new_quota(clock: Clock) -> None:
+    limits = limiter(clock, per_hour=2)
+    assert allowed(limits) == 2
+    for number in range(1_000):
+        limits.check(str(number), "free")
+        clock.now += 1
+    assert allowed(limits) == 0
