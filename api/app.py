@@ -21,7 +21,7 @@ from starlette.responses import Response
 from starlette.routing import Match
 from starlette.types import ASGIApp, Lifespan, Receive, Scope, Send
 
-from api import description, jobs, openapi, system
+from api import docs_page, jobs, openapi, system
 from api.auth import Keys
 from api.errors import Wardrobe, from_http, from_validation, problem
 from api.limits import CLIENT_GONE, Door, whole
@@ -106,7 +106,7 @@ def create_api(
     for name in there:
         if name in wanted:
             _include(api, importlib.import_module(f"api.{name}"), engine, settings, wardrobe)
-    api.include_router(description.router(settings.docs))
+    api.include_router(docs_page.router(settings.docs))
     _handle_errors(api, wardrobe)
     api.openapi = lambda: openapi.describe(api, settings)  # type: ignore[method-assign]
     return api
