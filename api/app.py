@@ -1,28 +1,32 @@
 """The whole door: every dialect behind one ASGI application.
 
 A dialect is a module with `router(engine, settings) -> APIRouter`; one with its own error shape has `dress(error,
-request_id) -> (status, body)` and `PREFIXES`, the paths whose errors wear it.
+request_id) -> (status, body)`, `FAULT`, the model of such a body, and `PREFIXES`, the paths whose errors wear it.
 """
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import importlib
 import importlib.util
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from fastapi import FastAPI
+import orjson
+from fastapi import APIRouter, FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.routing import Match
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Lifespan, Receive, Scope, Send
 
-from api import docs_page, jobs, openapi, system
+from api import docs_page, jobs, run, system
 from api.auth import Keys
+from api.description import Description, Part
 from api.errors import Wardrobe, from_http, from_validation, problem
 from api.limits import CLIENT_GONE, Door, whole
 from api.run import PREFIX, Run
@@ -94,7 +98,10 @@ def create_api(
         lifespan=lifespan,
         redirect_slashes=False,
     )
-    api.include_router(system.router(engine, engine.render_metrics))
+    parts = [
+        Part("", system.router(engine, engine.render_metrics), system.__doc__),
+        Part("run", APIRouter(), run.__doc__),  # served by the switch; it has nothing to include
+    ]
     wardrobe.hang(("/health/",), problem)
     there = [name for name in DIALECTS if importlib.util.find_spec(f"api.{name}") is not None]
     wanted = settings.dialects or ("jobs", *there)
@@ -102,20 +109,43 @@ def create_api(
         if name not in ("jobs", *there):
             raise ValueError(f"there is no dialect '{name}'; there are: jobs, {', '.join(there)}")
     if "jobs" in wanted:
-        api.include_router(jobs.router(engine, settings))
-    for name in there:
-        if name in wanted:
-            _include(api, importlib.import_module(f"api.{name}"), engine, settings, wardrobe)
+        parts.append(Part("", jobs.router(engine, settings), jobs.__doc__))
+    parts += [_part(name, engine, settings, wardrobe) for name in there if name in wanted]
+    for part in parts:
+        api.include_router(part.router)
     api.include_router(docs_page.router(settings.docs))
     _handle_errors(api, wardrobe)
-    api.openapi = lambda: openapi.describe(api, settings)  # type: ignore[method-assign]
+    _describe(api, parts, wardrobe, settings)
     return api
 
 
-def _include(api: FastAPI, dialect: Any, engine: Engine, settings: Settings, wardrobe: Wardrobe) -> None:
-    api.include_router(dialect.router(engine, settings))
+def _part(name: str, engine: Engine, settings: Settings, wardrobe: Wardrobe) -> Part:
+    """A dialect, whose errors wear its dress from now on."""
+    dialect = importlib.import_module(f"api.{name}")
     if hasattr(dialect, "dress"):
-        wardrobe.hang(dialect.PREFIXES, dialect.dress)
+        wardrobe.hang(dialect.PREFIXES, dialect.dress, dialect.FAULT)
+    return Part(name, dialect.router(engine, settings), dialect.__doc__)
+
+
+def _describe(api: FastAPI, parts: Sequence[Part], wardrobe: Wardrobe, settings: Settings) -> None:
+    """Serve the document at `/openapi.json`: made when it is first asked for, in a thread, because it takes a third of
+    a second, and kept as it is sent."""
+
+    @functools.cache
+    def document() -> dict[str, Any]:
+        keys = settings.keys_file is not None
+        made = Description(wardrobe, keys).make(api.title, api.version, api.description, parts)
+        return made | ({"servers": [{"url": settings.public_url}]} if settings.public_url else {})
+
+    @functools.cache
+    def page() -> bytes:
+        return orjson.dumps(document())
+
+    async def show(_: Request) -> Response:
+        return Response(await asyncio.to_thread(page), media_type="application/json")
+
+    api.openapi = document  # type: ignore[method-assign]
+    api.router.routes.insert(0, Route("/openapi.json", show, include_in_schema=False))  # before the framework's own
 
 
 def methods_at(api: FastAPI, scope: Scope) -> list[str]:

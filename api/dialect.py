@@ -10,10 +10,11 @@ from typing import Any
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.requests import Request
-from starlette.responses import FileResponse, Response
+from starlette.responses import Response
 from starlette.types import Message, Receive
 
 from api.answers import PiecesResponse
+from api.files import ImageFile
 from api.forms import FormRequest
 from core.errors import TooLarge
 from engine.results import ResultBody
@@ -73,6 +74,6 @@ def image_response(body: ResultBody, job_id: str) -> Response:
     """A result as a download called after its job."""
     name = f"{job_id}.{body.format}"
     if isinstance(body.data, Path):
-        return FileResponse(body.data, media_type=body.media_type, filename=name)
+        return ImageFile(body.data, media_type=body.media_type, filename=name)
     disposition = {"content-disposition": f'attachment; filename="{name}"'}
     return PiecesResponse([body.data], headers=disposition, media_type=body.media_type)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
 from fastapi.exceptions import RequestValidationError
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
@@ -27,6 +28,7 @@ STATUS: Mapping[str, int] = {
     "too_large": 413,
     "request_timeout": 408,
     "header_too_large": 431,
+    "range_not_satisfiable": 416,
     "not_found": 404,
     "method_not_allowed": 405,
     "unknown_model": 404,
@@ -69,6 +71,12 @@ class HeaderTooLarge(BadRequest):
     """The request line and headers have too many bytes or lines."""
 
     code = "header_too_large"
+
+
+class RangeNotSatisfiable(ImagePoolError):
+    """A part of a file was asked for that begins beyond its end. `size`: of the file, in bytes."""
+
+    code = "range_not_satisfiable"
 
 
 class LinkInvalid(ImagePoolError):
@@ -179,8 +187,8 @@ def problem(error: ImagePoolError, request_id: str) -> tuple[int, dict[str, Any]
 
 
 def headers_of(error: ImagePoolError, status: int) -> dict[str, str]:
-    """Retry-After and retry-after-ms (429, 503), x-should-retry (what clients would retry by themselves), Allow,
-    WWW-Authenticate."""
+    """Retry-After and retry-after-ms (429, 503, 507), x-should-retry (what clients would retry by themselves), Allow,
+    Content-Range (416), WWW-Authenticate."""
     headers: dict[str, str] = {}
     if status in (429, 503, 507):
         wait = max(0.001, error.retry_after if error.retry_after is not None else 1.0)
@@ -190,25 +198,42 @@ def headers_of(error: ImagePoolError, status: int) -> dict[str, str]:
         headers["x-should-retry"] = "true" if error.retryable else "false"
     if status == 401:
         headers["www-authenticate"] = 'Bearer realm="imagepool"'
+    if status == 416:
+        headers["content-range"] = f"bytes */{error.details.get('size', '*')}"
     if error.details.get("allow"):
         headers["allow"] = error.details["allow"]
     return headers
+
+
+@dataclass(frozen=True, slots=True)
+class Outfit:
+    """A dress, and the model of the bodies that it makes (None: the problem document)."""
+
+    dress: Dress
+    shape: type[BaseModel] | None
+
+
+PLAIN = Outfit(problem, None)
 
 
 class Wardrobe:
     """Which dress an error wears, by the path of the request. The longest prefix wins; none: a problem document."""
 
     def __init__(self) -> None:
-        self._dresses: list[tuple[str, Dress]] = []
+        self._outfits: list[tuple[str, Outfit]] = []
 
-    def hang(self, prefixes: tuple[str, ...], dress: Dress) -> None:
-        """Errors under these path prefixes wear this dress."""
-        self._dresses += [(prefix, dress) for prefix in prefixes]
-        self._dresses.sort(key=lambda pair: -len(pair[0]))
+    def hang(self, prefixes: tuple[str, ...], dress: Dress, shape: type[BaseModel] | None = None) -> None:
+        """Errors under these path prefixes wear this dress, whose bodies are of this model."""
+        self._outfits += [(prefix, Outfit(dress, shape)) for prefix in prefixes]
+        self._outfits.sort(key=lambda pair: -len(pair[0]))
+
+    def at(self, path: str) -> Outfit:
+        """What an error at this path wears."""
+        return next((outfit for prefix, outfit in self._outfits if path.startswith(prefix)), PLAIN)
 
     def respond(self, error: ImagePoolError, path: str, request_id: str) -> Response:
         """The whole answer to an error."""
-        dress = next((dress for prefix, dress in self._dresses if path.startswith(prefix)), problem)
+        dress = self.at(path).dress
         status, body = dress(error, request_id)
         media_type = PROBLEM if dress is problem else "application/json"
         return Response(orjson.dumps(body, default=str), status, headers_of(error, status), media_type)

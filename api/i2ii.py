@@ -24,6 +24,8 @@ from api.errors import ValidationFailed, status_of
 from api.forms import content
 from api.i2ii_shapes import WORDS
 from api.images import read_image
+from api.openapi import IMAGE
+from api.troubles import SERVES_FILE, raises
 from core.errors import BY_CODE, BadRequest, ImagePoolError, JobNotFinished, JobNotFound, TooLarge
 from core.job import Job, Result
 from core.model import Catalogue, ModelSpec
@@ -33,6 +35,7 @@ from core.states import State
 from engine.engine import Engine
 
 PREFIXES = ("/edit", "/status/", "/result/", "/system/status", "/health")
+FAULT = shapes.Detail
 MAX_FILE = 10 * 1024 * 1024
 TOO_LARGE = "Image too large"
 ONE_IMAGE: Mapping[Role, int] = {"image": 1}
@@ -99,11 +102,8 @@ def router(engine: Engine, settings: Settings) -> APIRouter:
         response_model=shapes.Submitted,
         responses=shapes.errors({
             400: "The prompt is empty or cannot be read, or the file is no image.",
-            401: "An API key is needed.",
             413: "The image has more than 10 MiB or too many pixels.",
             422: "A field is missing or is no number.",
-            429: "Too many requests for this key's tier; see Retry-After.",
-            503: "The queue is full or no device can serve; see Retry-After.",
         }),
     )
     async def edit(request: Request, form: Annotated[EditForm, Form(media_type="multipart/form-data")]) -> Response:
@@ -135,7 +135,7 @@ def router(engine: Engine, settings: Settings) -> APIRouter:
         operation_id="i2ii_status",
         summary="How far a request is",
         response_model=shapes.Status,
-        responses=shapes.errors({401: "An API key is needed.", 404: "No such request."}),
+        responses=shapes.errors({404: "No such request."}),
     )
     async def status(request: Request, request_id: str) -> Response:
         return JSONResponse(tell(await find(request, request_id)))
@@ -146,10 +146,11 @@ def router(engine: Engine, settings: Settings) -> APIRouter:
         summary="The edited image",
         response_class=Response,
         responses={
-            200: {"content": {"image/png": {}}, "description": "The image."},
-            **shapes.errors({401: "An API key is needed.", 404: "No such request, or its file has been removed."}),
+            200: {"content": IMAGE, "description": "The image: a PNG, unless another API made the job."},
+            **shapes.errors({404: "No such request, or its file has been removed."}),
             409: {"model": shapes.NoResult, "description": "Not completed."},
         },
+        openapi_extra=raises(SERVES_FILE),
     )
     async def result(request: Request, request_id: str) -> Response:
         job = await find(request, request_id)
@@ -163,7 +164,6 @@ def router(engine: Engine, settings: Settings) -> APIRouter:
         operation_id="i2ii_system_status",
         summary="Workers, devices and the queue",
         response_model=shapes.SystemStatus,
-        responses=shapes.errors({401: "An API key is needed."}),
     )
     async def system_status() -> Response:
         return JSONResponse(shapes.system_status(engine.snapshot()))

@@ -116,11 +116,8 @@ class Detail(BaseModel):
 
 
 def errors(described: Mapping[int, str]) -> dict[int | str, dict[str, Any]]:
-    """The error answers of a route, for its description."""
-    listed: dict[int | str, dict[str, Any]] = {
-        status: {"model": Detail, "description": text} for status, text in described.items()
-    }
-    return listed | {"default": {"model": Detail, "description": "Any other error."}}
+    """What is special about the error answers of a route, for its description."""
+    return {status: {"description": text} for status, text in described.items()}
 
 
 def ready_workers(now: Mapping[str, Any]) -> int:

@@ -26,7 +26,7 @@ from api.answers import pieces_of
 from api.auth import caller, read_priority
 from api.choice import choose, named
 from api.errors import status_of
-from api.imagegenx_docs import answers, takes
+from api.imagegenx_docs import Envelope, answers, takes
 from api.imagegenx_tasks import DIALECT, Task, Tasks, batch_json, envelope, task_envelope
 from api.images import check_mask, read_base64, read_image
 from api.jobs import send_result
@@ -34,6 +34,7 @@ from api.limits import charge, file_limit
 from api.pictures import Picture
 from api.run import Watch
 from api.submission import check_counts
+from api.troubles import READS_FILE, SERVES_FILE, SIGNED, SUBMITS, WAITS
 from core.data import Data
 from core.errors import ImagePoolError, InvalidParameter, JobNotFound, Overloaded
 from core.model import ModelSpec
@@ -42,6 +43,7 @@ from core.settings import Settings
 from engine.engine import Engine
 
 PREFIXES = ("/api/v1/image/", "/temp/")
+FAULT = Envelope
 NO_KEY = "X-API-Key header is required"
 THUMBNAIL = 256  # pixels of its longest side
 THUMB_NAME, FILE_NAME = re.compile(r"(img[0-9]{21})_thumb\.webp"), re.compile(r"(img[0-9]{21})_[0-9]+x[0-9]+\.[a-z]+")
@@ -223,8 +225,9 @@ def router(engine: Engine, settings: Settings) -> APIRouter:
     async def task(request: Request, id: Id) -> Response:
         return JSONResponse(task_envelope(await tasks.find(id, caller(request).tenant), tasks.link))
 
-    @api.delete("/task/{id}", operation_id="imagegenx_cancel", summary="Cancel a task", **answers())
-    @api.post("/task/{id}/cancel", operation_id="imagegenx_cancel_post", summary="Cancel a task", **answers())
+    @api.delete("/task/{id}", operation_id="imagegenx_cancel", summary="Cancel a task", **answers("", SUBMITS))
+    @api.post("/task/{id}/cancel", operation_id="imagegenx_cancel_post", summary="Cancel a task",
+              **answers("", SUBMITS))
     async def cancel(request: Request, id: Id) -> Response:
         found = await tasks.cancel(await tasks.find(id, caller(request).tenant))
         return JSONResponse(task_envelope(found, tasks.link))
@@ -233,9 +236,10 @@ def router(engine: Engine, settings: Settings) -> APIRouter:
     async def batch_task(request: Request, id: Id) -> Response:
         return JSONResponse(envelope(batch_json(id, await tasks.batch(id, caller(request).tenant), tasks.link)))
 
-    @api.delete("/batch-task/{id}", operation_id="imagegenx_cancel_batch", summary="Cancel a batch", **answers())
+    @api.delete("/batch-task/{id}", operation_id="imagegenx_cancel_batch", summary="Cancel a batch",
+                **answers("", SUBMITS))
     @api.post("/batch-task/{id}/cancel", operation_id="imagegenx_cancel_batch_post", summary="Cancel a batch",
-              **answers())
+              **answers("", SUBMITS))
     async def cancel_batch(request: Request, id: Id) -> Response:
         found = await tasks.batch(id, caller(request).tenant)
         return JSONResponse(envelope(batch_json(id, [await tasks.cancel(one) for one in found], tasks.link)))
@@ -249,7 +253,8 @@ def router(engine: Engine, settings: Settings) -> APIRouter:
         headers = {"content-disposition": f'attachment; filename="{id}.zip"'}
         return StreamingResponse(_zip(tasks, found), headers=headers, media_type="application/zip")
 
-    @api.get("/file/{day}/{name}", operation_id="imagegenx_file", summary="A task's image", **answers("image/webp"))
+    @api.get("/file/{day}/{name}", operation_id="imagegenx_file", summary="A task's image",
+             **answers("image/*", WAITS, SERVES_FILE, SIGNED))
     async def file(request: Request, day: str, name: str) -> Response:
         match = FILE_NAME.fullmatch(name)
         if match is None:
@@ -264,7 +269,7 @@ def router(engine: Engine, settings: Settings) -> APIRouter:
     whole.include_router(api)
 
     @whole.get("/temp/{name}", tags=["imagegenx"], operation_id="imagegenx_thumbnail",
-               summary="A thumbnail of a task's image", **answers("image/webp"))
+               summary="A thumbnail of a task's image", **answers("image/webp", SUBMITS, WAITS, READS_FILE, SIGNED))
     async def thumbnail(request: Request, name: str) -> Response:
         match = THUMB_NAME.fullmatch(name)
         if match is None:

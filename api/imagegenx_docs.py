@@ -7,9 +7,7 @@ from typing import Any
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
-from api.openapi import DESCRIPTIONS
-
-STATUSES = (400, 401, 404, 409, 410, 413, 422, 429, 503)
+from api.troubles import SERVES_FILE, raises
 
 
 class Envelope(BaseModel):
@@ -39,16 +37,16 @@ def _inlined(schema: Any, parts: dict[str, Any]) -> Any:
     return {name: _inlined(value, parts) for name, value in schema.items() if name != "default" or value is not None}
 
 
-def answers(media_type: str = "") -> dict[str, Any]:
-    """Keyword arguments of a route: the envelope, or a file of that type, and the errors."""
-    told = {**{status: DESCRIPTIONS[status] for status in STATUSES}, 403: "A wrong or revoked key"}
-    if media_type:
-        told[403] += "; a signed address that is over or was changed"
-    described: dict[int | str, Any] = {
-        status: {"model": Envelope, "description": text} for status, text in told.items()
-    }
+def answers(media_type: str = "", *marks: str) -> dict[str, Any]:
+    """Keyword arguments of a route: the envelope, or a file of that type. `marks`: as in `api.troubles.raises`."""
+    extra: dict[str, Any] = {"openapi_extra": raises(*marks)} if marks else {}
     if not media_type:
-        return {"response_model": Envelope, "responses": described}
+        return {"response_model": Envelope, **extra}
     content = {media_type: {"schema": {"type": "string", "format": "binary"}}}
-    described[200] = {"description": "The file", "content": content}
-    return {"response_class": Response, "responses": described}
+    described: dict[int | str, dict[str, Any]] = {
+        200: {"description": "The file", "content": content},
+        403: {"description": "A wrong or revoked key; a signed address that is over or was changed"},
+    }
+    if SERVES_FILE in marks:
+        described[304] = {"description": "Not changed"}
+    return {"response_class": Response, "responses": described, **extra}

@@ -39,6 +39,8 @@ from api.imagen_params import (
 )
 from api.images import read_image
 from api.limits import file_limit
+from api.openapi import IMAGE
+from api.troubles import SERVES_FILE, SIGNED, WAITS, raises
 from core.errors import ImagePoolError, InvalidImage, JobNotFinished, JobNotFound, TooLarge, from_info
 from core.job import Job
 from core.model import Catalogue
@@ -155,27 +157,23 @@ class Readiness(BaseModel):
 
 
 def _errors(described: Mapping[int, str]) -> dict[int | str, dict[str, Any]]:
-    listed: dict[int | str, dict[str, Any]] = {
-        status: {"model": Envelope, "description": text} for status, text in described.items()
-    }
-    return listed | {"default": {"model": Envelope, "description": "Any other error."}}
+    return {status: {"description": text} for status, text in described.items()}
 
 
-NO_KEY = "ERR_401: an API key is needed."
+FAULT = Envelope
 SUBMIT_ERRORS = _errors({
     400: "INVALID_IMAGE: the file is no image that is served, or its size is out of bounds.",
-    401: NO_KEY,
     413: "ERR_413: the file is larger than the tier allows, or has too many pixels.",
     422: "VALIDATION_ERROR: a parameter is missing, of the wrong type or out of range.",
     429: "RATE_LIMIT_EXCEEDED or QUOTA_EXCEEDED; see Retry-After.",
     503: "ERR_503: the queue is full or no device can serve; see Retry-After.",
 })
-JOB_ERRORS = {401: NO_KEY, 404: "JOB_NOT_FOUND"}
+JOB_ERRORS = {404: "JOB_NOT_FOUND"}
 
 
 def tell(job: Job, link: Callable[[str, str], str]) -> dict[str, Any]:
     """A job's record. `link(path, tenant)`: the address at which its image can be had."""
-    result, source = job.result, job.request.images[0].data
+    result, source = job.result, job.request.images[0].data if job.request.images else None
     return {
         "job_id": job.id,
         "type": job.request.client.get("type") or job.request.model.replace("_", "-"),
@@ -322,7 +320,6 @@ def router(engine: Engine, settings: Settings) -> APIRouter:
         operation_id="imagen_limits",
         summary="What this caller may send",
         response_model=Limits,
-        responses=_errors({401: NO_KEY}),
     )
     async def tell_limits(request: Request) -> Response:
         return JSONResponse(limits(caller(request), settings))
@@ -343,7 +340,7 @@ def router(engine: Engine, settings: Settings) -> APIRouter:
         summary="A completed job's image",
         response_class=Response,
         responses={
-            200: {"content": {"image/png": {}}, "description": "The image."},
+            200: {"content": IMAGE, "description": "The image: a PNG, unless another API made the job."},
             **_errors(JOB_ERRORS | {
                 403: "ERR_403: the signed address is over or was changed.",
                 409: "ERR_409: not completed yet; `details.status` says how far it is.",
@@ -351,6 +348,7 @@ def router(engine: Engine, settings: Settings) -> APIRouter:
                 500: "JOB_PROCESSING_ERROR: the job failed.",
             }),
         },
+        openapi_extra=raises(WAITS, SERVES_FILE, SIGNED),
     )
     async def result(request: Request, job_id: str) -> Response:
         job = await find(request, job_id)

@@ -1,4 +1,5 @@
-"""IOPaint 1.6's API: `/api/v1/inpaint` and what its page needs beside it. Its clients need not change.
+"""IOPaint 1.6's API: `/api/v1/inpaint` and what its page needs beside it. Its clients need not change. Events go to the
+page by `/socket.io/` (Socket.IO 5, long polling or a web socket), for which a description has no words.
 
 Images travel as base64 in JSON one way and as bare bytes the other. Every error body is `{"error", "detail", "body",
 "errors"}`; `errors` is the sentence that the page shows. A request that is wrong gets a 4xx; IOPaint often says 500.
@@ -25,6 +26,7 @@ from api.iopaint_events import Events
 from api.iopaint_images import as_mask, file_name, parameters
 from api.iopaint_schema import (
     SAMPLERS,
+    Fault,
     GenInfo,
     InpaintRequest,
     ModelInfo,
@@ -37,6 +39,7 @@ from api.iopaint_schema import (
     takes,
 )
 from api.limits import file_limit
+from api.troubles import WAITS
 from core.errors import ImagePoolError, TooLarge
 from core.request import OutputFormat
 from core.settings import Settings
@@ -47,6 +50,7 @@ ROUTES = (
     "run_plugin_gen_image", "switch_plugin_model", "save_image", "medias", "media_file", "media_thumbnail_file",
 )  # fmt: skip
 PREFIXES = tuple(f"/api/v1/{route}" for route in ROUTES)
+FAULT = Fault
 NO_INPUT = "No input image configured"
 MAX_STEPS = 1000  # that a page is told of, whatever `sd_steps` says
 
@@ -86,7 +90,7 @@ def router(engine: Engine, settings: Settings) -> APIRouter:
         operation_id="iopaint_inpaint",
         summary="Fill what the mask covers",
         response_class=Response,
-        openapi_extra=takes(InpaintRequest),
+        openapi_extra=takes(InpaintRequest, WAITS),
         responses=answers(
             *MEDIA_TYPES.values(), "text/plain", headers={"X-Seed": {"schema": {"type": "integer"}}}
         ),

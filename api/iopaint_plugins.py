@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse, Response
 from api.answers import image_response
 from api.iopaint_desk import Desk, short_body
 from api.iopaint_schema import AdjustMask, Lenient, Refused, RunPlugin, SwitchPluginModel, answers, read, takes
+from api.troubles import WAITS
 from core.errors import InvalidParameter
 from core.model import Catalogue
 from core.request import ImagePart, OutputFormat
@@ -70,7 +71,7 @@ def router(engine: Engine, desk: Desk) -> APIRouter:
     def described(kind: type[Lenient], name: str, about: str) -> dict[str, Any]:
         return {
             "operation_id": f"iopaint_{name}", "summary": about, "response_class": Response,
-            "openapi_extra": takes(kind), "responses": answers("image/png"),
+            "openapi_extra": takes(kind, WAITS), "responses": answers("image/png"),
         }  # fmt: skip
 
     async def tool(request: Request, mask: ImagePart, operate: str, kernel_size: int = 0) -> Response:

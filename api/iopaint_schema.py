@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from api import strict_json
 from api.errors import HttpError, ValidationFailed, does_not_fit
 from api.pictures import Picture
+from api.troubles import raises
 from core.errors import BadRequest, TooLarge
 from core.model import ModelSpec
 
@@ -235,20 +236,18 @@ class Fault(BaseModel):
     errors: str = Field(description="The sentence that IOPaint's page shows.")
 
 
-def takes(kind: type[Lenient]) -> dict[str, Any]:
-    """The description of a JSON body."""
+def takes(kind: type[Lenient], *marks: str) -> dict[str, Any]:
+    """The description of a JSON body. `marks`: as `api.troubles.raises` has them."""
     schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}, **raises(*marks)}
 
 
 def answers(*media_types: str, **more: Any) -> dict[int | str, dict[str, Any]]:
-    """The description of the answers: bytes of these types, and the errors."""
+    """The description of the answers: bytes of these types, and what is special about the errors."""
     told: dict[int | str, dict[str, Any]] = {
-        status: {"model": Fault, "description": about}
+        status: {"description": about}
         for status, about in (
-            (400, "No image, or image and mask do not match."), (401, "An API key is needed."),
-            (413, "Too many bytes or pixels."), (415, "An image of a kind that is not served."),
-            (422, "A field does not fit."), (503, "Not now; see Retry-After."),
+            (400, "No image, or image and mask do not match."), (415, "An image of a kind that is not served."),
         )
     }  # fmt: skip
     if media_types:

@@ -13,14 +13,16 @@ from typing import Annotated, Any
 import orjson
 from fastapi import APIRouter, Path, Query
 from starlette.requests import Request
-from starlette.responses import FileResponse, Response, StreamingResponse
+from starlette.responses import Response, StreamingResponse
 
 from api import openapi, sse
 from api.answers import Part, PiecesResponse
 from api.auth import caller
+from api.files import ImageFile
 from api.images import MEDIA_TYPES
 from api.limits import content_length, file_limit
 from api.submission import read_submission, shape_request
+from api.troubles import LOOKS_UP, SERVES_FILE, WAITS, raises
 from core.errors import BadRequest, JobNotFound, ResultGone
 from core.job import Job
 from core.model import ModelSpec, Param
@@ -149,7 +151,7 @@ def router(engine: Engine, settings: Settings, keepalive: float = 15.0) -> APIRo
         position = engine.position(job.id) if job.state is State.QUEUED else None
         return _json(job_json(job, position), status, headers)
 
-    @api.post("/jobs", openapi_extra=openapi.SUBMIT, **openapi.answers("Job", 200, 202, submits=True))
+    @api.post("/jobs", **openapi.submits())
     async def submit(request: Request) -> Response:
         """Submit a job: 202 once it is safely stored, or `Prefer: wait=N` seconds later; 200 when it has ended."""
         who = caller(request)
@@ -172,7 +174,7 @@ def router(engine: Engine, settings: Settings, keepalive: float = 15.0) -> APIRo
             headers["preference-applied"] = applied
         return told(job, 200 if job.state.ended else 202, headers)
 
-    @api.get("/jobs", **openapi.answers("JobPage", 200, 404))
+    @api.get("/jobs", **openapi.answers("JobPage", 200, **raises(LOOKS_UP)))
     async def page(
         request: Request,
         state: State | None = None,
@@ -193,19 +195,19 @@ def router(engine: Engine, settings: Settings, keepalive: float = 15.0) -> APIRo
         parts.append(b'],"next":%b}' % _dumps(jobs[limit - 1].id if len(jobs) > limit else None))
         return PiecesResponse(parts, media_type="application/json")
 
-    @api.get("/jobs/{id}", **openapi.answers("Job", 200, 404))
+    @api.get("/jobs/{id}", **openapi.answers("Job", 200))
     async def status(request: Request, id: JobId) -> Response:
         """One job, as it is now."""
         return told(await engine.job(job_id(id), caller(request).tenant))
 
-    @api.get("/jobs/{id}/result", **openapi.answers("image", 200, 304, 404, 409, 410, 500, 504))
+    @api.get("/jobs/{id}/result", **openapi.answers("image", 200, 304, **raises(WAITS, SERVES_FILE)))
     async def result(request: Request, id: JobId) -> Response:
         """The finished image. 409 with the `state` while there is none; the job's own error when it failed."""
         found = job_id(id)
         body = await engine.result(found, caller(request).tenant)
         return await send_result(request, body, found)
 
-    @api.get("/jobs/{id}/events", **openapi.answers("events", 200, 404))
+    @api.get("/jobs/{id}/events", **openapi.answers("events", 200, parameters=[openapi.LAST_EVENT]))
     async def events(request: Request, id: JobId) -> Response:
         """Server-sent events `state`, `position`, `progress` and, where they were asked for, `preview` (base64 in
         `jpeg`), until the job has ended; `Last-Event-ID` resumes."""
@@ -215,7 +217,7 @@ def router(engine: Engine, settings: Settings, keepalive: float = 15.0) -> APIRo
         lines = event_lines(engine.events(job.id, job.request.tenant, after), keepalive)
         return StreamingResponse(lines, headers={"cache-control": "no-store"}, media_type="text/event-stream")
 
-    @api.delete("/jobs/{id}", **openapi.answers("Job", 200, 404))
+    @api.delete("/jobs/{id}", **openapi.answers("Job", 200))
     async def cancel(request: Request, id: JobId) -> Response:
         """Cancel a job, in whatever state. A second time, or after the end, nothing changes."""
         return told(await engine.cancel(job_id(id), caller(request).tenant))
@@ -225,7 +227,7 @@ def router(engine: Engine, settings: Settings, keepalive: float = 15.0) -> APIRo
         """Every model this server offers."""
         return _json({"models": [model_json(spec, settings, engine.refusal(spec.name)) for spec in engine.catalogue]})
 
-    @api.get("/models/{name}", **openapi.answers("Model", 200, 404))
+    @api.get("/models/{name}", **openapi.answers("Model", 200))
     async def model(name: str) -> Response:
         """One model: its task, its parameters, its limits."""
         return _json(model_json(engine.catalogue[name], settings, engine.refusal(name)))
@@ -247,7 +249,7 @@ async def send_result(request: Request, body: ResultBody, name: str) -> Response
         stat = await asyncio.to_thread(body.data.stat)
     except OSError:
         raise ResultGone("the job succeeded, but its result has been removed; submit it again") from None
-    return FileResponse(body.data, headers=headers, media_type=body.media_type, filename=filename, stat_result=stat)
+    return ImageFile(body.data, headers=headers, media_type=body.media_type, filename=filename, stat_result=stat)
 
 
 async def event_lines(events: AsyncIterator[JobEvent], keepalive: float) -> AsyncIterator[bytes]:

@@ -16,7 +16,7 @@ import time
 from typing import Any
 
 from fastapi import APIRouter, Request
-from pydantic import Field
+from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from api.answers import base64_response, image_response
@@ -28,6 +28,7 @@ from api.iopaint_images import as_mask, decode
 from api.iopaint_schema import InpaintRequest, Lenient, read, takes
 from api.pictures import Picture
 from api.spool import collect
+from api.troubles import WAITS
 from core.data import Data
 from core.errors import BadRequest, ImagePoolError, InvalidImage, InvalidParameter, TooLarge
 from core.header import ImageHeader
@@ -58,6 +59,26 @@ def dress(error: ImagePoolError, request_id: str) -> tuple[int, dict[str, Any]]:
     return status, {"detail": error.message}
 
 
+class Fault(BaseModel):
+    """Most errors."""
+
+    detail: str | list[dict[str, Any]]
+
+
+class Failed(BaseModel):
+    """An inference that failed."""
+
+    error: str
+
+
+class NotNow(BaseModel):
+    """Nothing can serve at present."""
+
+    status: str
+    detail: str
+
+
+FAULT = Fault
 Shape = tuple[int, int, int, int]
 
 
@@ -121,7 +142,10 @@ def router(engine: Engine, settings: Settings) -> APIRouter:
     """The route."""
     routes = APIRouter(tags=["lama-triton"])
     desk = Desk(engine, settings, "lama_gateway")
-    description = takes(Preprocessed)
+    description = takes(Preprocessed, WAITS) | {"parameters": [{
+        "name": "Inference-Header-Content-Length", "in": "header", "required": False,
+        "schema": {"type": "integer", "minimum": 1}, "description": "Length of the JSON that a raw body begins with.",
+    }]}  # fmt: skip
     description["requestBody"]["content"]["application/octet-stream"] = {"schema": {"type": "string"}}
 
     async def picture(request: Request, part: ImagePart, shape: Shape, shapes: Shapes) -> ResultBody:
@@ -151,7 +175,14 @@ def router(engine: Engine, settings: Settings) -> APIRouter:
         summary="Fill what the mask covers, both given as tensors",
         response_class=Response,
         openapi_extra=description,
-        responses={200: {"description": "A PNG, in base64 unless it came raw.", "content": {"text/plain": {}}}},
+        responses={
+            200: {
+                "description": "A PNG, in base64 unless it came raw.",
+                "content": {"text/plain": {}, "image/png": {}},
+            },
+            502: {"model": Failed, "description": "The inference failed."},
+            503: {"model": NotNow, "description": "Not now; see Retry-After."},
+        },
     )
     async def preprocessed(request: Request) -> Response:
         began = time.perf_counter()

@@ -70,6 +70,16 @@ def route(scope: Scope) -> str:
     return str(found.path)
 
 
+def is_public(path: str) -> bool:
+    """Whether everybody may look at this path, without a key."""
+    return path in PUBLIC or path.startswith(PUBLIC_UNDER)
+
+
+def is_health(path: str) -> bool:
+    """Whether any Host and Origin may ask here."""
+    return path in HEALTH or path.startswith(HEALTH_UNDER)
+
+
 def file_limit(caller: Caller, settings: Settings) -> int:
     """The most bytes one image of this caller may have."""
     tier = settings.tiers.get(caller.tier)
@@ -329,9 +339,9 @@ class Door:
     def _enter(self, scope: Scope, headers: dict[bytes, bytes], extra: list[Header]) -> int:
         """Let the request in: the most bytes its body may have. Raises what keeps it out."""
         path = scope["path"]
-        if self._keys.open and path not in HEALTH and not path.startswith(HEALTH_UNDER):
+        if self._keys.open and not is_health(path):
             self._browsers.check(scope["method"], headers)
-        if path in PUBLIC or path.startswith(PUBLIC_UNDER):
+        if is_public(path):
             return 0 if scope["method"] in ("GET", "HEAD") else self._settings.max_body
         scope["caller"] = who = self._caller(scope, presented_key(headers))
         scope["charge"] = lambda: self._count(who, scope, extra)

@@ -20,7 +20,7 @@ from api import lora_upload
 from api.auth import caller
 from api.errors import HttpError, NotFound
 from api.imagegenx import dress
-from api.imagegenx_docs import answers
+from api.imagegenx_docs import Envelope, answers
 from api.imagegenx_tasks import envelope
 from api.limits import ENVELOPE, LORA_UPLOAD, content_length
 from core.errors import InvalidParameter
@@ -31,6 +31,7 @@ from engine.engine import Engine
 
 Found = list[tuple[Lora, LoraFacts]]
 PREFIXES = ("/api/v1/lora",)
+FAULT = Envelope
 __all__ = ["PREFIXES", "dress", "router"]
 BODY = {
     "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": {

@@ -38,6 +38,7 @@ from core.states import State
 from engine.engine import Engine
 
 PREFIXES = ("/v1/",)
+FAULT = openai_shapes.Error
 GENERATE, EDIT = "generate", "edit"
 CODES = {"unknown_model": "model_not_found", "unauthorised": "invalid_api_key", "rate_limited": "rate_limit_exceeded"}
 KEEPALIVE = 15.0  # seconds of silence after which a stream shows that it is alive
@@ -239,7 +240,7 @@ def router(engine: Engine, settings: Settings) -> APIRouter:
         return await answer(request, (EDIT, GENERATE), "image_edit")
 
     @api.post("/images/variations", operation_id="openai_vary", summary="Draw an image anew",
-              **openai_shapes.answers("multipart/form-data", "image"))
+              **openai_shapes.answers("multipart/form-data", "image", prompt=False))
     async def variations(request: Request) -> Response:
         return await answer(request, (GENERATE,), "variation")
 

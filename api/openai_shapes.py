@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field
 
 from api.openai_requests import ImagesRequest
 from api.openapi import DESCRIPTIONS, IMAGE
+from api.troubles import SERVES_FILE, SIGNED, WAITS, raises
 from core.job import Job
 from core.model import ModelSpec
 
@@ -110,21 +111,25 @@ def _size(job: Job) -> str:
     return f"{job.result.width}x{job.result.height}" if job.result else "auto"
 
 
-def answers(kind: str, *files: str) -> dict[str, Any]:
-    """Keyword arguments of a route: the body it takes, of this content type and with these files, and its answers."""
+def answers(kind: str, *files: str, prompt: bool = True) -> dict[str, Any]:
+    """Keyword arguments of a route: the body it takes, of this content type, with these files and perhaps a prompt, and
+    its answers."""
     schema = ImagesRequest.model_json_schema(ref_template="#/components/schemas/{model}")
     binary = {"type": "string", "contentMediaType": "application/octet-stream"}
     schema["properties"] = {**dict.fromkeys(files, binary), **schema["properties"]}
-    schema["required"] = [name for name in files if name == "image"]
+    schema["required"] = [*(["prompt"] if prompt else ()), *(["image"] if "image" in files else ())]
     body = {"required": True, "content": {kind: {"schema": schema}}}
-    statuses = (400, 401, 404, 413, 429, 500, 503)
-    responses = {status: {"model": Error, "description": DESCRIPTIONS[status]} for status in statuses}
-    return {"openapi_extra": {"requestBody": body}, "response_model": Images, "responses": responses}
+    events = {"description": DESCRIPTIONS[200], "content": {"text/event-stream": {}}}
+    return {
+        "openapi_extra": {"requestBody": body, **raises(WAITS)}, "response_model": Images, "responses": {200: events},
+    }  # fmt: skip
 
 
 def image_answers() -> dict[str, Any]:
     """Keyword arguments of a route: what one that serves an image answers."""
-    told = {status: DESCRIPTIONS[status] for status in (401, 404, 409, 410, 429, 500, 503)}
-    told[403] = "The signed address is over or was changed"
-    responses: dict[int, Any] = {status: {"model": Error, "description": text} for status, text in told.items()}
-    return {"responses": responses | {200: {"description": DESCRIPTIONS[200], "content": IMAGE}}}
+    responses = {
+        200: {"description": DESCRIPTIONS[200], "content": IMAGE},
+        304: {"description": DESCRIPTIONS[304]},
+        403: {"description": "The signed address is over or was changed"},
+    }
+    return {"responses": responses, "openapi_extra": raises(WAITS, SERVES_FILE, SIGNED)}

@@ -1,24 +1,23 @@
-"""The description of the API: what routes answer, written once, and `/run`, which the framework does not see."""
+"""Words of the API's description: statuses, headers, the shapes of the native API, and `/run`, which the framework does
+not see. `api.description` makes the document of them."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from fastapi import FastAPI
-from fastapi.openapi.utils import get_openapi
-
-from core.settings import Settings
+from api.errors import PROBLEM
+from api.troubles import KEYED, SUBMITS, WAITS, raises
 from core.states import State
 
 DESCRIPTIONS = {
-    200: "Done", 202: "Accepted", 304: "Not changed", 400: "Not understood", 401: "No, wrong or revoked key",
-    404: "Not found", 405: "Another method is needed", 408: "The body came too slowly", 409: "Not in this state",
-    410: "The result was removed",
-    413: "Too many bytes or pixels", 415: "A type or encoding that is not served", 422: "A parameter does not fit",
-    429: "Faster than the tier allows", 500: "The model or the server failed", 503: "Not now; see Retry-After",
-    504: "The deadline passed",
+    200: "Done", 202: "Accepted", 206: "The part that was asked for", 304: "Not changed", 400: "Not understood",
+    401: "No, wrong or revoked key", 403: "Not allowed", 404: "Not found", 408: "The request came too slowly",
+    409: "Not in this state", 410: "The result was removed", 413: "Too many bytes or pixels",
+    415: "A type or encoding that is not served", 416: "The file has no such part",
+    421: "Not a host of this server", 422: "A parameter does not fit", 429: "Faster than the tier allows",
+    431: "The headers are too long", 500: "The model or the server failed", 502: "The model failed",
+    503: "Not now; see Retry-After", 504: "The deadline passed", 507: "The disk has no room; see Retry-After",
 }  # fmt: skip
-REFUSALS = (400, 401, 408, 409, 413, 415, 422, 429, 500, 503)
 FORMATS = ("png", "jpeg", "webp", "avif")
 IMAGE = {f"image/{kind}": {"schema": {"type": "string", "format": "binary"}} for kind in FORMATS}
 NUMBER, TEXT, WHOLE = {"type": "number"}, {"type": "string"}, {"type": "integer"}
@@ -78,6 +77,43 @@ SCHEMAS: dict[str, Any] = {
     ),
 }  # fmt: skip
 
+HEADERS: dict[str, Any] = {
+    "X-Request-ID": {"schema": TEXT, "required": True, "description": "The request's own, or a new one."},
+    "X-Response-Time": {"schema": TEXT, "description": "As in `1.2ms`."},
+    "Retry-After": {"schema": WHOLE | {"minimum": 1}, "required": True, "description": "Seconds."},
+    "Retry-After-Ms": {"schema": WHOLE | {"minimum": 1}, "description": "The same, finer."},
+    "X-Should-Retry": {
+        "schema": TEXT | {"enum": ["true", "false"]}, "description": "Whether the same request may succeed later.",
+    },
+    "WWW-Authenticate": {"schema": TEXT, "required": True},
+    "Content-Range": {"schema": TEXT, "description": "Which part of how many bytes."},
+    "Accept-Ranges": {"schema": TEXT},
+    "Content-Disposition": {"schema": TEXT, "description": "The name of the file."},
+    "ETag": {"schema": TEXT},
+    "Location": {"schema": TEXT, "required": True, "description": "The path of the job."},
+    "Preference-Applied": {"schema": TEXT, "description": "What was heeded of `Prefer`."},
+}  # fmt: skip
+ALWAYS = ("X-Request-ID", "X-Response-Time")
+RANGE = {
+    "name": "Range", "in": "header", "required": False, "schema": TEXT,
+    "description": "A part of the file, as in `bytes=0-99`; what cannot be read is passed over.",
+}  # fmt: skip
+IF_NONE_MATCH = {
+    "name": "If-None-Match", "in": "header", "required": False, "schema": TEXT,
+    "description": "An `ETag`; the file is not sent again.",
+}  # fmt: skip
+LAST_EVENT = {
+    "name": "Last-Event-ID", "in": "header", "required": False, "schema": TEXT,
+    "description": "The number of an event; those after it are told.",
+}  # fmt: skip
+
+
+def headers(*names: str) -> dict[str, Any]:
+    """The headers of an answer, of those that `HEADERS` knows, in any spelling."""
+    known = {name.lower(): name for name in HEADERS}
+    return {known[name.lower()]: {"$ref": f"#/components/headers/{known[name.lower()]}"} for name in names}
+
+
 PREVIEWS = {"type": "boolean", "description": "Show in the job's events how the image of a stepped model grows."}
 
 
@@ -86,8 +122,22 @@ def _form(**more: Any) -> dict[str, Any]:
     return {"multipart/form-data": {"schema": schema, "encoding": {"params": {"contentType": "application/json"}}}}
 
 
+
+
+def _query(*options: str) -> list[dict[str, Any]]:
+    """These options, and the model's parameters, as parameters of the query."""
+    parameters = [{"name": name, "in": "query", "required": False, "schema": OPTIONS[name]} for name in options]
+    parameters.append({
+        "name": "params", "in": "query", "required": False, "schema": ANY_OBJECT, "style": "form", "explode": True,
+        "description": "The model's parameters, each a field of its own.",
+    })  # fmt: skip
+    return parameters
+
+
+RUN_OPTIONS = ("priority", "deadline", "format", "quality")
 SUBMIT: dict[str, Any] = {
     "parameters": [
+        *_query("model", *RUN_OPTIONS),
         {"name": "Prefer", "in": "header", "schema": TEXT, "description": "`respond-async` or `wait=N` (RFC 7240)."},
         {"name": "Idempotency-Key", "in": "header", "schema": TEXT | {"minLength": 1, "maxLength": 255}},
     ],
@@ -104,13 +154,14 @@ SUBMIT: dict[str, Any] = {
 }
 
 
-def _problem(status: int) -> dict[str, Any]:
-    content = {"application/problem+json": {"schema": _ref("Problem")}}
-    return {"description": DESCRIPTIONS[status], "content": content}
+def problem() -> dict[str, Any]:
+    """The content of an error of the native API."""
+    return {PROBLEM: {"schema": _ref("Problem")}}
 
 
-def answers(schema: str, *statuses: int, submits: bool = False) -> dict[str, Any]:
-    """Keyword arguments of a route: what it answers. `schema`: a name of `SCHEMAS`, "image", "text" or "events"."""
+def answers(schema: str, *statuses: int, **more: Any) -> dict[str, Any]:
+    """Keyword arguments of a route: what it answers when all goes well. `schema`: a name of `SCHEMAS`, "image", "text"
+    or "events"; `more`: further parts of its description."""
     content: dict[str, Any]
     match schema:
         case "image":
@@ -118,57 +169,38 @@ def answers(schema: str, *statuses: int, submits: bool = False) -> dict[str, Any
         case "text":
             content = {"text/plain": {"schema": TEXT}}
         case "events":
-            content = {"text/event-stream": {"schema": TEXT}}
+            content = {"text/event-stream": {}}
         case _:
             content = {"application/json": {"schema": _ref(schema)}}
-    told: dict[int | str, Any] = {}
-    for status in sorted({*statuses, *((404, *REFUSALS) if submits else (401, 422))}):
-        if status < 300 or (schema == "Ready" and status == 503):
-            told[status] = {"description": DESCRIPTIONS[status], "content": content}
-        else:
-            told[status] = {"description": DESCRIPTIONS[status]} if status == 304 else _problem(status)
-    return {"responses": told, "response_model": None}
-
-
-def _run_path() -> dict[str, Any]:
-    options = [name for name in OPTIONS if name not in ("model", "params")]
-    parameters = [{"name": "model", "in": "path", "required": True, "schema": TEXT}]
-    parameters += [{"name": name, "in": "query", "required": False, "schema": OPTIONS[name]} for name in options]
-    parameters.append({
-        "name": "params", "in": "query", "required": False, "schema": ANY_OBJECT, "style": "form", "explode": True,
-        "description": "The model's parameters, each a field of its own.",
-    })  # fmt: skip
-    responses = {str(status): _problem(status) for status in (404, 405, 504, *REFUSALS)}
-    names = ("X-Job-Id", "X-Device", "X-Batch-Size", "X-Compute-Ms", "Server-Timing", "X-Ignored")
-    headers = {name: {"schema": TEXT} for name in names}
-    responses["200"] = {"description": "The resulting image", "content": IMAGE, "headers": headers}
-    return {
-        "post": {
-            "tags": ["run"],
-            "summary": "Run",
-            "description": "One image in, one image out; nothing is stored. Going away cancels it.",
-            "operationId": "run",
-            "parameters": parameters,
-            "requestBody": {"required": True, "content": {**IMAGE, **_form()}},
-            "responses": dict(sorted(responses.items())),
-        }
+    told: dict[int | str, Any] = {
+        status: {"description": DESCRIPTIONS[status]} | ({} if status == 304 else {"content": content})
+        for status in statuses
     }
+    return {"responses": told, "response_model": None, "openapi_extra": more}
 
 
-def describe(api: FastAPI, settings: Settings) -> dict[str, Any]:
-    """The OpenAPI document of the whole server, made once."""
-    if api.openapi_schema is None:
-        document = get_openapi(title=api.title, version=api.version, description=api.description, routes=api.routes)
-        document["paths"]["/run/{model}"] = _run_path()
-        if settings.public_url:
-            document["servers"] = [{"url": settings.public_url}]
-        parts = document.setdefault("components", {})
-        parts["schemas"] = {**parts.get("schemas", {}), **SCHEMAS}
-        if settings.keys_file is not None:
-            parts["securitySchemes"] = {
-                "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
-                "bearer": {"type": "http", "scheme": "bearer"},
-            }
-            document["security"] = [{"key": []}, {"bearer": []}]
-        api.openapi_schema = document
-    return api.openapi_schema
+def submits() -> dict[str, Any]:
+    """Keyword arguments of the route that takes jobs."""
+    told = answers("Job", 200, 202, **SUBMIT, **raises(KEYED, WAITS))
+    for answer in told["responses"].values():
+        answer["headers"] = headers("Location", "Preference-Applied")
+    return told
+
+
+def run() -> dict[str, Any]:
+    """The path of `/run`, which is served around the framework."""
+    parameters = [{"name": "model", "in": "path", "required": True, "schema": TEXT}, *_query(*RUN_OPTIONS)]
+    names = ("X-Job-Id", "X-Device", "X-Batch-Size", "X-Compute-Ms", "Server-Timing")
+    told: dict[str, Any] = {name: {"schema": TEXT, "required": True} for name in names}
+    told["X-Ignored"] = {"schema": TEXT, "description": "Words of the prompt that had no effect, percent-encoded."}
+    operation = {
+        "tags": ["run"],
+        "summary": "Run",
+        "description": "One image in, one image out; nothing is stored. Going away cancels it.",
+        "operationId": "run",
+        "parameters": parameters,
+        "requestBody": {"required": True, "content": {**IMAGE, "application/octet-stream": {}, **_form()}},
+        "responses": {"200": {"description": "The resulting image", "content": IMAGE, "headers": told}},
+        **raises(SUBMITS, WAITS),
+    }
+    return {"/run/{model}": {"post": operation}}
