@@ -2,6 +2,7 @@
 #                                 with keys, or --host 0.0.0.0)
 # make test                       ruff, mypy, pytest (ARGS go to pytest)
 # make lock                       requirements.lock anew, after requirements.txt has changed
+# make proof                      does the server answer what its description promises? Half an hour of schemathesis
 # make doctor                     can this machine serve, and what to do if not
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ RUN    := $(VENV)/.installed
 DEV    := $(VENV)/.installed-dev
 BENCHES = codecs scheduler diffusion hub lora denoiser overhead image inpaint hot_path recovery idle memory report
 
-.PHONY: serve test lint bench doctor lock clean
+.PHONY: serve test lint proof bench doctor lock clean
 .DELETE_ON_ERROR:
 
 serve: $(RUN)
@@ -27,6 +28,9 @@ test: lint
 lint: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+proof: $(DEV)
+	$(BIN)/python -m bench.conformance $(ARGS)
 
 bench: $(DEV)
 	set -e; for name in $(BENCHES); do $(BIN)/python -m bench.$$name $(ARGS); done
