@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from api import strict_json
-from api.errors import HttpError, ValidationFailed, does_not_fit
+from api.errors import HttpError, RequestTimeout, ValidationFailed, does_not_fit
 from api.pictures import Picture
 from api.troubles import raises
 from core.errors import BadRequest, TooLarge
@@ -57,7 +57,7 @@ async def read_body(kind: type[Body], body: AsyncIterator[bytes]) -> Body:
         return kind.model_validate(await strict_json.read(body, LONG, lenient=True))
     except ValidationError as fault:
         raise does_not_fit(fault) from None
-    except TooLarge:
+    except (TooLarge, RequestTimeout):
         raise
     except BadRequest as fault:
         errors = [{"loc": ("body",), "msg": fault.message, "type": "json_invalid"}]

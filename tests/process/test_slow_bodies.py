@@ -57,7 +57,7 @@ def chunk(data: bytes) -> bytes:
 
 @contextlib.asynccontextmanager
 async def serving(folder: Path, **given: Any) -> AsyncIterator[tuple[Server, int]]:
-    given = {"body_timeout": 30.0, "address_share": 1.0, **given}
+    given = {"body_timeout": 30.0, "address_share": 1.0, "allowed_hosts": ("here",), **given}
     async with world(folder, **given) as server:
         app = server.client._transport.app  # type: ignore[attr-defined]
         async with listen(app, server.engine.settings) as port:
