@@ -31,7 +31,7 @@ class Door:
 
 @pytest.fixture
 async def door(tmp_path: Path) -> AsyncIterator[Door]:
-    given = {"header_timeout": 0.3, "body_timeout": 0.3, "max_body": 1 << 20}
+    given = {"header_timeout": 0.3, "body_timeout": 0.3, "max_body": 1 << 20, "allowed_hosts": ("here", "pool")}
     async with world(tmp_path, **given) as server:
         app = server.client._transport.app  # type: ignore[attr-defined]
         async with listen(app, server.engine.settings) as port:
