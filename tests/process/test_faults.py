@@ -153,8 +153,8 @@ def test_a_client_that_leaves_in_the_middle_of_its_upload_costs_nothing(server):
 
     for _ in range(20):
         with socket.create_connection(("127.0.0.1", server.port)) as sock:
-            head = b"POST /run/stub HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 500000\r\n\r\n"
-            sock.sendall(head + photo(1)[:100])
+            head = b"POST /run/stub HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: image/png\r\n"
+            sock.sendall(head + b"Content-Length: 500000\r\n\r\n" + photo(1)[:100])
     eventually(lambda: server.status()["queue"]["bytes"] == 0, 10)
     assert server.status()["queue"]["queued"] == 0
 

@@ -68,8 +68,8 @@ async def slow_reader(port: int, head: bytes, body: bytes = b"") -> AsyncIterato
     sock.setblocking(False)
     await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", port))
     reader, writer = await asyncio.open_connection(sock=sock, limit=4096)
-    writer.write(head + b" HTTP/1.1\r\nHost: here\r\nContent-Type: image/png\r\nContent-Length: %d\r\n\r\n" % len(body))
-    writer.write(body)
+    writer.write(head + b" HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: image/png\r\n")
+    writer.write(b"Content-Length: %d\r\n\r\n" % len(body) + body)
     try:
         yield reader
     finally:

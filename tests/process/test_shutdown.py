@@ -67,7 +67,7 @@ def post(server: RunningServer, path: str, **more: Any) -> httpx.Response:
 def half_a_body(server: RunningServer, path: str) -> int:
     """The status that a client gets which announced a body and did not send it all."""
     with socket.create_connection(("127.0.0.1", server.port), 60) as link:
-        head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 5000\r\n\r\n"
+        head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: image/png\r\nContent-Length: 5000\r\n\r\n"
         link.sendall(head.encode() + bytes(100))
         return int(link.makefile("rb").readline().split()[1])
 
