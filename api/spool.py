@@ -24,27 +24,30 @@ class Spool:
 
     def __init__(self) -> None:
         self.size = 0  # bytes so far
-        self._buffer = bytearray()
+        self._pieces: list[bytes | memoryview] = []
+        self._held = 0  # bytes of them
         self._file: IO[bytes] | None = None
 
     async def write(self, piece: bytes | memoryview) -> None:
-        """Add a piece of at most a few MiB. Raises `StorageFull` and `StorageFailed`."""
-        self._buffer += piece
+        """Add a piece of at most a few MiB, which nobody changes any more. Raises `StorageFull` and `StorageFailed`."""
+        self._pieces.append(piece)
+        self._held += len(piece)
         self.size += len(piece)
-        if len(self._buffer) > IN_MEMORY:
+        if self._held > IN_MEMORY:
             await asyncio.to_thread(self._spill)
 
     async def finish(self) -> Data:
         """All of it, read-only: in memory, or a mapped file whose room is given back when nobody holds it any more.
         Nothing can be written after this. Raises as `write`."""
         if self._file is None:
-            data, self._buffer = bytes(self._buffer), bytearray()
+            data = b"".join(self._pieces)
+            self._forget()
             return data
         return await asyncio.to_thread(self._map)
 
     def close(self) -> None:
         """Free what has come. What `finish` gave stays. A second call does nothing."""
-        self._buffer = bytearray()
+        self._forget()
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -59,8 +62,11 @@ class Spool:
         with disk_faults():
             if self._file is None:
                 self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - it is closed with the spool
-            _write(self._file.fileno(), self._buffer)
-        self._buffer = bytearray()
+            _write(self._file.fileno(), b"".join(self._pieces))
+        self._forget()
+
+    def _forget(self) -> None:
+        self._pieces, self._held = [], 0
 
     def _map(self) -> mmap.mmap:
         self._spill()
@@ -90,7 +96,7 @@ def spooled(file: SpooledTemporaryFile[bytes] | Any) -> Data:
         return data
 
 
-def _write(fd: int, data: bytearray) -> None:
+def _write(fd: int, data: bytes) -> None:
     with memoryview(data) as whole:
         sent = 0
         while sent < len(whole):

@@ -26,6 +26,8 @@ def check_module(adapter: str, folder: str = "") -> None:
     """Raise `ModelFailed` with what to do when the module is not there, or another one is found in its place. Imports
     packages around it, not the module itself."""
     module = adapter.partition(":")[0]
+    if module in sys.modules and getattr(sys.modules[module], "__spec__", None) is None:
+        return  # made, not found
     try:
         found = importlib.util.find_spec(module)
     except ModuleNotFoundError:  # a package around it
