@@ -54,10 +54,11 @@ class NotAsked(Unreachable):
 @dataclass(frozen=True, slots=True)
 class Told:
     """What came of a callback. `taken`: True, False: it never will be, None: it may be tried again, best after so many
-    seconds as `after` says."""
+    seconds as `after` says. `answered`: whether the host said anything at all in time."""
 
     taken: bool | None
     after: float = 0.0
+    answered: bool = True
 
 
 def check_url(url: str, parameter: str, reach: Reach) -> str:
@@ -104,13 +105,13 @@ def public(address: Address) -> bool:
 
 
 class Pinned(httpx.AsyncHTTPTransport):
-    """Connects to an address that was looked at. `parameter` is named in refusals, `trust` says whose certificates are
-    believed."""
+    """Connects to an address that was looked at. `parameter` is named in refusals, `tenant` is on whose behalf, `trust`
+    says whose certificates are believed."""
 
-    def __init__(self, reach: Reach, parameter: str, trust: ssl.SSLContext) -> None:
+    def __init__(self, reach: Reach, parameter: str, tenant: str, trust: ssl.SSLContext) -> None:
         # Connections are not kept: to the pool, hosts at one address would be the same.
         super().__init__(verify=trust, limits=httpx.Limits(max_keepalive_connections=0), trust_env=False)
-        self._reach, self._parameter = reach, parameter
+        self._reach, self._parameter, self._tenant = reach, parameter, tenant
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         check_url(str(request.url), self._parameter, self._reach)
@@ -124,7 +125,8 @@ class Pinned(httpx.AsyncHTTPTransport):
 
     async def _addresses(self, url: httpx.URL) -> list[Address]:
         began = time.monotonic()
-        addresses = await LOOKUPS.find(url.raw_host.decode(), url.port or (443 if url.scheme == "https" else 80))
+        port = url.port or (443 if url.scheme == "https" else 80)
+        addresses = await LOOKUPS.find(url.raw_host.decode(), port, self._tenant)
         inside = self._reach != "any" and not all(map(public, addresses))
         if self._reach != "any" and (inside or not addresses):
             await asyncio.sleep(began + REFUSAL_SECONDS - time.monotonic())
@@ -160,17 +162,19 @@ def _trust() -> ssl.SSLContext:
 
 
 @asynccontextmanager
-async def _client(reach: Reach, parameter: str, seconds: float, **more: Any) -> AsyncIterator[httpx.AsyncClient]:
+async def _client(
+    reach: Reach, parameter: str, tenant: str, seconds: float, **more: Any
+) -> AsyncIterator[httpx.AsyncClient]:
     trust = await asyncio.to_thread(_trust)
     client = httpx.AsyncClient(
-        transport=Pinned(reach, parameter, trust), timeout=seconds, trust_env=False,
+        transport=Pinned(reach, parameter, tenant, trust), timeout=seconds, trust_env=False,
         headers={"user-agent": f"imagepool/{VERSION}", "accept-encoding": "identity"}, **more,
     )  # fmt: skip
     async with client:
         yield client
 
 
-async def fetch(url: str, parameter: str, *, reach: Reach, max_bytes: int) -> Data:
+async def fetch(url: str, parameter: str, *, reach: Reach, max_bytes: int, tenant: str = "") -> Data:
     """What lies at an http(s) address. Raises `InvalidParameter` for an address that is not asked, `Unreachable` when
     the host does not give it, `TooLarge` above `max_bytes`, `StorageFull` and `StorageFailed` as `Spool` does."""
     check_url(url, parameter, reach)
@@ -178,7 +182,9 @@ async def fetch(url: str, parameter: str, *, reach: Reach, max_bytes: int) -> Da
     try:
         async with (
             asyncio.timeout(FETCH_SECONDS),
-            _client(reach, parameter, FETCH_SECONDS, follow_redirects=True, max_redirects=MAX_REDIRECTS) as client,
+            _client(
+                reach, parameter, tenant, FETCH_SECONDS, follow_redirects=True, max_redirects=MAX_REDIRECTS
+            ) as client,
             client.stream("GET", url) as answer,
         ):
             if answer.status_code != 200:
@@ -199,21 +205,21 @@ async def fetch(url: str, parameter: str, *, reach: Reach, max_bytes: int) -> Da
     raise Unreachable(why, parameter=parameter)
 
 
-async def post(url: str, body: bytes, *, reach: Reach) -> Told:
+async def post(url: str, body: bytes, *, reach: Reach, tenant: str = "") -> Told:
     """Send JSON to a callback address, once. It is never taken after a 4xx or a redirect, or at an address that is not
     asked. What the host answers beside the status and Retry-After is not read."""
     headers = {"content-type": "application/json"}
     try:
         async with (
             asyncio.timeout(CALLBACK_SECONDS),
-            _client(reach, "callback_url", CALLBACK_SECONDS) as client,
+            _client(reach, "callback_url", tenant, CALLBACK_SECONDS) as client,
             client.stream("POST", url, content=body, headers=headers) as answer,
         ):
             pass
     except (TimeoutError, *UNREACHABLE):
-        return Told(None)
+        return Told(None, answered=False)
     except (InvalidParameter, NotAsked):
-        return Told(False)
+        return Told(False, answered=False)
     if answer.status_code >= 500 or answer.status_code in (408, 425, 429):
         return Told(None, retry_after(answer.headers.get("retry-after", ""), time.time()))
     return Told(answer.is_success)

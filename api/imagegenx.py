@@ -96,7 +96,7 @@ class Reader:
             raise Overloaded(f"{MOST_FETCHES} images are being fetched for you already; send it again", retry_after=1.0)
         self._fetching[tenant] += 1
         try:
-            return await fetch.fetch(url, parameter, reach=self._settings.fetch, max_bytes=max_bytes)
+            return await fetch.fetch(url, parameter, reach=self._settings.fetch, max_bytes=max_bytes, tenant=tenant)
         finally:
             self._fetching[tenant] -= 1
 

@@ -309,7 +309,7 @@ class Tasks:
             body = envelope(batch_json(str(batch), tasks, self.link))
         began = time.monotonic()
         try:
-            taken = await self.callbacks.send(str(url), orjson.dumps(body))
+            taken = await self.callbacks.send(str(url), orjson.dumps(body), tenant)
         except asyncio.CancelledError:
             log.warning("a callback was given up, the server goes away", **job.facts())
             raise

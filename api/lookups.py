@@ -1,7 +1,8 @@
 """Names of hosts, looked up by threads of their own.
 
 Whoever names a host may also answer for its name, as slowly as he likes. Such a look-up cannot be broken off; here it
-keeps neither the threads that read results nor the process from its end.
+keeps neither the threads that read results nor the process from its end, and those of one tenant leave threads to the
+others.
 """
 
 from __future__ import annotations
@@ -10,37 +11,66 @@ import asyncio
 import ipaddress
 import socket
 import threading
+from collections import Counter, deque
 from contextlib import suppress
-from queue import SimpleQueue
 
-MOST = 16  # look-ups at a time
+MOST = 64  # look-ups at a time
+MOST_OF_TENANT = 16  # of these, of one tenant
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Answer = asyncio.Future[list[Address]]
+Question = tuple[str, int, Answer]
 
 
 class Lookups:
     """May be used by several event loops."""
 
     def __init__(self) -> None:
-        self._asked: SimpleQueue[tuple[str, int, Answer]] = SimpleQueue()
+        self._asked: dict[str, deque[Question]] = {}  # by tenant, whoever was served last at the end
+        self._busy: Counter[str] = Counter()
+        self._changed = threading.Condition()
         self._threads = 0
 
-    async def find(self, name: str, port: int) -> list[Address]:
+    async def find(self, name: str, port: int, tenant: str = "") -> list[Address]:
         """The addresses of a name, each once; none when it has none or cannot be looked up."""
         answer: Answer = asyncio.get_running_loop().create_future()
-        self._asked.put((name, port, answer))
-        if self._threads < MOST:
-            self._threads += 1
+        with self._changed:
+            self._asked.setdefault(tenant, deque()).append((name, port, answer))
+            self._changed.notify()
+            if grows := self._threads < MOST:
+                self._threads += 1
+        if grows:
             threading.Thread(target=self._work, name="lookup", daemon=True).start()
         return await answer
 
     def _work(self) -> None:
         while True:
-            name, port, answer = self._asked.get()
-            if not answer.cancelled():
-                found = _find(name, port)
-                with suppress(RuntimeError):  # its loop has ended
-                    answer.get_loop().call_soon_threadsafe(_tell, answer, found)
+            with self._changed:
+                self._changed.wait_for(lambda: self._next() is not None)
+                tenant, (name, port, answer) = self._take()
+            try:
+                if not answer.cancelled():
+                    found = _find(name, port)
+                    with suppress(RuntimeError):  # its loop has ended
+                        answer.get_loop().call_soon_threadsafe(_tell, answer, found)
+            finally:
+                with self._changed:
+                    self._busy[tenant] -= 1
+                    self._busy += Counter()  # forget those of none
+                    self._changed.notify()
+
+    def _next(self) -> str | None:
+        """Whose look-up may begin."""
+        return next((tenant for tenant in self._asked if self._busy[tenant] < MOST_OF_TENANT), None)
+
+    def _take(self) -> tuple[str, Question]:
+        tenant = self._next()
+        assert tenant is not None
+        line = self._asked.pop(tenant)
+        question = line.popleft()
+        if line:
+            self._asked[tenant] = line
+        self._busy[tenant] += 1
+        return tenant, question
 
 
 def _tell(answer: Answer, found: list[Address]) -> None:

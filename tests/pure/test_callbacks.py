@@ -45,11 +45,14 @@ class Receiver:
         name = writer.get_extra_info("sockname")[0]
         self.now[name] += 1
         self.most, self.most_of_one = max(self.most, self.now.total()), max(self.most_of_one, *self.now.values())
+        gone, free = asyncio.ensure_future(reader.read(1)), asyncio.ensure_future(self.free.wait())
         try:
-            await self.free.wait()
+            await asyncio.wait({gone, free}, return_when=asyncio.FIRST_COMPLETED)
             writer.write(self.answer)
             await writer.drain()
         finally:
+            gone.cancel()
+            free.cancel()
             self.now[name] -= 1
             writer.close()
 
@@ -77,17 +80,77 @@ def made() -> tuple[Callbacks, asyncio.Future[None]]:
     return Callbacks("any", lambda: leaving), leaving
 
 
-async def test_so_many_at_a_time_and_few_to_one_host(receiver: Receiver) -> None:
-    sender, _ = made()
-    sent = [asyncio.create_task(sender.send(receiver.url(1 + number % 20), b"%d" % number)) for number in range(200)]
-    await until(lambda: receiver.now.total() == callbacks.MOST)
-    for _ in range(20):  # and no more come
+async def stays(receiver: Receiver, count: int) -> None:
+    """So many wait for its answer, and no more come."""
+    await until(lambda: receiver.now.total() == count)
+    for _ in range(20):
         await asyncio.sleep(0.001)
-    assert sender.under_way == 200 and receiver.now.total() == callbacks.MOST
+    assert receiver.now.total() == count
+
+
+async def test_so_many_at_a_time_and_few_to_one_host(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(callbacks, "MOST", 32)
+    sender, _ = made()
+    urls = [receiver.url(1 + number % 20) for number in range(200)]
+    sent = [
+        asyncio.create_task(sender.send(url, b"%d" % number, f"tenant{number % 7}")) for number, url in enumerate(urls)
+    ]
+    await stays(receiver, callbacks.MOST)
+    assert sender.under_way == 200
     receiver.free.set()
     assert all(await asyncio.gather(*sent))
-    assert receiver.most == callbacks.MOST and receiver.most_of_one <= callbacks.MOST_OF_HOST
-    assert sorted(map(int, receiver.heard)) == list(range(200)) and sender.under_way == 0 and not sender._hosts
+    assert receiver.most == callbacks.MOST
+    assert sorted(map(int, receiver.heard)) == list(range(200)) and sender.under_way == 0
+    assert not sender._hosts and not sender._tenants
+
+
+async def test_one_tenant_s_hosts_that_hang_hold_back_nobody_else_s_callbacks(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetch, "CALLBACK_SECONDS", 60.0)  # they hang for as long as the test takes
+    sender, _ = made()
+    urls = [receiver.url(1 + number % 80) for number in range(640)]
+    slow = [asyncio.create_task(sender.send(url, b"slow", "acme")) for url in urls]
+    await stays(receiver, callbacks.MOST_OF_TENANT)
+    async with listening() as quick:
+        quick.free.set()
+        assert await sender.send(quick.url(), b"{}", "zenith")
+    other = [asyncio.create_task(sender.send(receiver.url(), b"other", "zenith")) for _ in range(9)]
+    await until(lambda: receiver.heard.count(b"other") == callbacks.MOST_OF_HOST)  # though it hangs for the first
+    assert not any(task.done() for task in slow)
+    receiver.free.set()
+    assert all(await asyncio.gather(*slow, *other))
+
+
+async def test_a_host_that_did_not_answer_has_one_place_until_it_does(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetch, "CALLBACK_SECONDS", 0.2)
+    monkeypatch.setattr(callbacks, "PAUSES", (1000.0,))
+    sender, leaving = made()
+    slow = [asyncio.create_task(sender.send(receiver.url(), b"slow", "acme")) for _ in range(20)]
+    await until(lambda: len(receiver.heard) == callbacks.MOST_OF_HOST)
+    monkeypatch.setattr(fetch, "CALLBACK_SECONDS", 60.0)
+    await stays(receiver, 1)
+    receiver.free.set()
+    await until(lambda: len(receiver.heard) == 20)
+    receiver.free.clear()
+    more = [asyncio.create_task(sender.send(receiver.url(), b"more", "acme")) for _ in range(20)]
+    await stays(receiver, callbacks.MOST_OF_HOST)
+    receiver.free.set()
+    leaving.set_result(None)
+    assert all(await asyncio.gather(*slow, *more))
+
+
+async def test_one_tenant_does_not_fill_the_room_of_all(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(callbacks, "MOST_WAITING_OF_TENANT", 3)
+    sender, _ = made()
+    sent = [asyncio.create_task(sender.send(receiver.url(1 + number), b"{}", "acme")) for number in range(3)]
+    await until(lambda: sender.under_way == 3)
+    assert not await sender.send(receiver.url(9), b"{}", "acme")
+    receiver.free.set()
+    assert await sender.send(receiver.url(9), b"{}", "zenith")
+    assert all(await asyncio.gather(*sent))
 
 
 async def test_a_host_that_hangs_keeps_only_its_own_waiting(
@@ -95,11 +158,11 @@ async def test_a_host_that_hangs_keeps_only_its_own_waiting(
 ) -> None:
     monkeypatch.setattr(fetch, "CALLBACK_SECONDS", 60.0)  # it hangs for as long as the test takes
     sender, _ = made()
-    slow = [asyncio.create_task(sender.send(receiver.url(), b"slow")) for _ in range(100)]
+    slow = [asyncio.create_task(sender.send(receiver.url(), b"slow", "acme")) for _ in range(100)]
     await until(lambda: receiver.now.total() == callbacks.MOST_OF_HOST)
     async with listening() as quick:
         quick.free.set()
-        assert all(await asyncio.gather(*(sender.send(quick.url(), b"quick") for _ in range(50))))
+        assert all(await asyncio.gather(*(sender.send(quick.url(), b"quick", "acme") for _ in range(50))))
     assert receiver.now.total() == callbacks.MOST_OF_HOST and not any(task.done() for task in slow)
     receiver.free.set()
     assert all(await asyncio.gather(*slow))
@@ -110,9 +173,9 @@ async def test_a_host_that_is_busy_is_asked_again(receiver: Receiver, monkeypatc
     sender, _ = made()
     receiver.free.set()
     receiver.answer = BUSY
-    assert not await sender.send(receiver.url(), b"{}") and len(receiver.heard) == 4
+    assert not await sender.send(receiver.url(), b"{}", "acme") and len(receiver.heard) == 4
     receiver.answer = BUSY.replace(b"503", b"410")
-    assert not await sender.send(receiver.url(), b"{}") and len(receiver.heard) == 5, "it will never take it"
+    assert not await sender.send(receiver.url(), b"{}", "acme") and len(receiver.heard) == 5, "it will never take it"
 
 
 async def test_who_pauses_holds_no_turn(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,10 +183,11 @@ async def test_who_pauses_holds_no_turn(receiver: Receiver, monkeypatch: pytest.
     sender, leaving = made()
     receiver.free.set()
     receiver.answer = BUSY
-    paused = [asyncio.create_task(sender.send(receiver.url(), b"{}")) for _ in range(callbacks.MOST_OF_HOST * 3)]
+    count = callbacks.MOST_OF_HOST * 3
+    paused = [asyncio.create_task(sender.send(receiver.url(), b"{}", "acme")) for _ in range(count)]
     await until(lambda: len(receiver.heard) == len(paused))
     receiver.answer = TAKEN
-    assert await sender.send(receiver.url(), b"{}")
+    assert await sender.send(receiver.url(), b"{}", "acme")
     leaving.set_result(None)  # now nobody pauses any more: one last try
     assert all(await asyncio.gather(*paused))
 
@@ -138,11 +202,12 @@ async def test_a_host_is_left_alone_for_as_long_as_it_asks_within_reason(
     async def wait(leaving: Any, timeout: float) -> None:
         pauses.append(timeout)
 
-    monkeypatch.setattr(callbacks, "asyncio", SimpleNamespace(wait=wait, Semaphore=asyncio.Semaphore))
+    usual = {"Semaphore": asyncio.Semaphore, "Lock": asyncio.Lock}
+    monkeypatch.setattr(callbacks, "asyncio", SimpleNamespace(wait=wait, **usual))
     sender, _ = made()
     receiver.free.set()
     receiver.answer = BUSY.replace(b"\r\n", b"\r\nretry-after: " + asked.encode() + b"\r\n", 1)
-    assert not await sender.send(receiver.url(), b"{}") and len(receiver.heard) == 2
+    assert not await sender.send(receiver.url(), b"{}", "acme") and len(receiver.heard) == 2
     assert pauses == [paused]
 
 
@@ -150,7 +215,7 @@ async def test_a_stop_does_not_wait_for_as_long_as_a_host_asks(receiver: Receive
     sender, leaving = made()
     receiver.free.set()
     receiver.answer = BUSY.replace(b"\r\n", b"\r\nretry-after: 500\r\n", 1)
-    sent = asyncio.create_task(sender.send(receiver.url(), b"{}"))
+    sent = asyncio.create_task(sender.send(receiver.url(), b"{}", "acme"))
     await until(lambda: bool(receiver.heard))
     leaving.set_result(None)
     assert not await sent and len(receiver.heard) == 2, "one last try"
@@ -161,15 +226,15 @@ async def test_after_the_last_try_it_is_given_up(receiver: Receiver) -> None:
     leaving.set_result(None)
     receiver.free.set()
     receiver.answer = BUSY
-    assert not await sender.send(receiver.url(), b"{}") and len(receiver.heard) == 1
+    assert not await sender.send(receiver.url(), b"{}", "acme") and len(receiver.heard) == 1
 
 
 async def test_no_more_wait_than_a_bound(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(callbacks, "MOST_WAITING", 3)
     sender, _ = made()
-    sent = [asyncio.create_task(sender.send(receiver.url(), b"{}")) for _ in range(3)]
+    sent = [asyncio.create_task(sender.send(receiver.url(), b"{}", "acme")) for _ in range(3)]
     await until(lambda: sender.under_way == 3)
-    assert not await sender.send(receiver.url(), b"{}")
+    assert not await sender.send(receiver.url(), b"{}", "acme")
     receiver.free.set()
     assert all(await asyncio.gather(*sent))
 
@@ -183,11 +248,11 @@ async def test_a_host_that_is_gone_does_not_fill_the_room_of_all(
     sender, leaving = made()
     receiver.free.set()
     receiver.answer = BUSY
-    gone = [asyncio.create_task(sender.send(receiver.url(), b"{}")) for _ in range(20)]
+    gone = [asyncio.create_task(sender.send(receiver.url(), b"{}", "acme")) for _ in range(20)]
     await until(lambda: sum(task.done() for task in gone) == 14)  # refused at once, while six pause
     assert sender.under_way == 6
     receiver.answer = TAKEN
-    assert await sender.send(receiver.url(2), b"{}"), "another host has room"
+    assert await sender.send(receiver.url(2), b"{}", "acme"), "another host has room"
     leaving.set_result(None)
     assert sum(await asyncio.gather(*gone)) == 6 and not sender._hosts
 
@@ -195,11 +260,8 @@ async def test_a_host_that_is_gone_does_not_fill_the_room_of_all(
 async def test_a_host_has_one_name(receiver: Receiver) -> None:
     sender, _ = made()
     names = [f"http://{name}:{receiver.port}/{number}" for number in range(9) for name in ("localhost", "LOCALHOST")]
-    sent = [asyncio.create_task(sender.send(url, b"{}")) for url in names]
-    await until(lambda: receiver.now.total() == callbacks.MOST_OF_HOST)
-    for _ in range(20):  # and no more come
-        await asyncio.sleep(0.001)
-    assert receiver.now.total() == callbacks.MOST_OF_HOST
+    sent = [asyncio.create_task(sender.send(url, b"{}", "acme")) for url in names]
+    await stays(receiver, callbacks.MOST_OF_HOST)
     receiver.free.set()
     assert all(await asyncio.gather(*sent))
     assert callbacks._name("http://Host/a") == callbacks._name("http://host:80/b") != callbacks._name("https://host/a")

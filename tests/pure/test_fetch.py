@@ -259,19 +259,22 @@ async def test_names_that_take_long_keep_no_thread_of_others(monkeypatch: pytest
         return []
 
     monkeypatch.setattr(lookups.socket, "getaddrinfo", resolve)
-    found = lookups.Lookups()
-    waiting = [asyncio.create_task(found.find(f"{number}.example", 80)) for number in range(lookups.MOST * 3)]
-    await until(lambda: len(asked) == lookups.MOST)
+    found, most = lookups.Lookups(), lookups.MOST_OF_TENANT
+    waiting = [asyncio.create_task(found.find(f"{number}.example", 80)) for number in range(most * 3)]
+    await until(lambda: len(asked) == most)
     for _ in range(20):  # and no more come
         await asyncio.sleep(0.001)
-    assert len(asked) == lookups.MOST
-    assert await asyncio.to_thread(len, asked) == lookups.MOST, "the threads of others are free"
+    assert len(asked) == most
+    assert await asyncio.to_thread(len, asked) == most, "the threads of others are free"
     assert all(thread.daemon for thread in threading.enumerate() if thread.name == "lookup"), "nor the process's end"
-    for task in waiting[lookups.MOST :]:
+    other = asyncio.create_task(found.find("other.example", 80, "zenith"))
+    await until(lambda: asked[-1] == "other.example")  # another tenant waits for none of them
+    for task in waiting[most :]:
         task.cancel()
     free.set()
-    assert await asyncio.gather(*waiting[: lookups.MOST]) == [[]] * lookups.MOST
-    assert await found.find("late.example", 80) == [] and len(asked) == lookups.MOST + 1  # not for who left
+    assert await asyncio.gather(*waiting[: most]) == [[]] * most
+    assert await other == await found.find("late.example", 80) == []
+    assert len(asked) == most + 2, "not for who left"
 
 
 @pytest.mark.parametrize(("text", "seconds"), [
