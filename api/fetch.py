@@ -39,6 +39,7 @@ MAX_URL = 2048
 UNREACHABLE = httpx.HTTPError, httpx.InvalidURL, UnicodeError  # the last: a name that IDNA cannot have
 LOOKUPS = Lookups()
 NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+RELAYS = ipaddress.IPv4Network("192.88.99.0/24")  # 6to4 anycast, withdrawn by RFC 7526: whichever relay is nearest
 
 
 class Unreachable(BadRequest):
@@ -100,6 +101,8 @@ def public(address: Address) -> bool:
         if hidden is not None:
             return public(hidden)
     if isinstance(address, ipaddress.IPv6Address) and address.is_site_local:  # fec0::/10, the predecessor of fc00::/7
+        return False
+    if address in RELAYS:
         return False
     return address.is_global and not address.is_multicast and not address.is_reserved
 

@@ -83,6 +83,7 @@ async def get(url: str, reach: fetch.Reach = "any", most: int = 1000) -> bytes:
     "127.0.0.1", "127.8.8.8", "0.0.0.0", "10.0.0.1", "172.16.3.4", "192.168.1.1", "169.254.169.254", "100.64.0.1",
     "224.0.0.1", "255.255.255.255", "192.0.2.1", "::1", "::", "fe80::1", "fd00::1", "ff02::1", "::ffff:127.0.0.1",
     "::ffff:10.0.0.1", "fec0::1", "2002:7f00:1::", "64:ff9b::7f00:1", "64:ff9b::a9fe:a9fe",
+    "192.88.99.1", "::ffff:192.88.99.255", "64:ff9b::c058:6301",
 ])  # fmt: skip
 def test_addresses_that_a_stranger_must_not_reach(address: str) -> None:
     assert not fetch.public(ipaddress.ip_address(address))
