@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from typing import Annotated, Any
+from weakref import WeakValueDictionary
 
 from fastapi import APIRouter
 from fastapi import Path as PathField
@@ -28,6 +30,7 @@ from core.loras import Lora, LoraFacts, checked_name
 from core.request import Priority
 from core.settings import Settings
 from engine.engine import Engine
+from engine.intake import network
 
 Found = list[tuple[Lora, LoraFacts]]
 PREFIXES = ("/api/v1/lora",)
@@ -59,8 +62,8 @@ def lora_json(lora: Lora, facts: LoraFacts) -> dict[str, Any]:
 class Looks:
     """Looks at the folder, one at a time: who comes while one is under way shares the next with all others who do."""
 
-    def __init__(self, look: Callable[[], Found], turn: asyncio.Lock) -> None:
-        self._look, self._turn = look, turn
+    def __init__(self, look: Callable[[], Found]) -> None:
+        self._look, self._turn = look, asyncio.Lock()
         self._next: asyncio.Task[Found] | None = None
 
     async def next(self) -> Found:
@@ -75,16 +78,40 @@ class Looks:
             return await asyncio.to_thread(self._look)
 
 
+class Uploads:
+    """Checks of uploaded files, one at a time. Of those of one owner at most one waits for that, so whoever sends many
+    waits for himself."""
+
+    def __init__(self) -> None:
+        self._turn = asyncio.Lock()
+        self._owners: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    async def keep(
+        self, owner: str, check: Callable[[], LoraFacts], keep: Callable[[LoraFacts], Lora]
+    ) -> tuple[Lora, LoraFacts]:
+        """Both are called in threads. Raises what they raise."""
+        async with self._owners.setdefault(owner, asyncio.Lock()):
+            async with self._turn:
+                facts = await asyncio.to_thread(check)
+            return await asyncio.to_thread(keep, facts), facts
+
+
 def router(engine: Engine, settings: Settings) -> APIRouter:
     """The routes."""
     api = APIRouter(prefix="/api/v1/lora", tags=["lora"])
-    loras, turn = engine.loras, asyncio.Lock()  # one thread at a time looks into files
+    loras = engine.loras
     assert loras is not None
-    looks = Looks(loras.list, turn)
+    looks, uploads = Looks(loras.list), Uploads()
 
     def check_right(request: Request) -> None:
         if settings.keys_file is not None and caller(request).ceiling > Priority.PAID:
             raise HttpError(403, "LoRAs may be changed with an API key of priority 'paid' or better")
+
+    def owner(request: Request) -> str:
+        """A tenant; without keys, a network."""
+        if settings.keys_file is not None or request.client is None:
+            return caller(request).tenant
+        return network(request.client.host)
 
     @api.post(LORA_UPLOAD.removeprefix(api.prefix), operation_id="lora_upload", summary="Upload a LoRA",
               openapi_extra=BODY, **answers())
@@ -97,8 +124,8 @@ def router(engine: Engine, settings: Settings) -> APIRouter:
         incoming = loras.receive()
         try:
             name = await lora_upload.receive(request, incoming)
-            async with turn:
-                found = await asyncio.to_thread(loras.keep, name, incoming)
+            check, keep = partial(loras.check, incoming), partial(loras.keep, name, incoming)
+            found = await uploads.keep(owner(request), check, keep)
         finally:
             await asyncio.to_thread(incoming.close)
         return JSONResponse(envelope(lora_json(*found)))

@@ -13,7 +13,7 @@ import json
 import math
 import re
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -52,9 +52,12 @@ class TensorFile:
     notes: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, file: Path, longest: int = LONGEST_HEADER) -> TensorFile:
-        """`longest`: the most bytes that its header may have. Raises ValueError with half a sentence (what the file is
-        instead), OSError when it cannot be read."""
+    def read(
+        cls, file: Path, longest: int = LONGEST_HEADER, most: int = MOST, pause: Callable[[], None] = lambda: None
+    ) -> TensorFile:
+        """`longest`: the most bytes that its header may have, `most`: how many tensors and notes together. `pause()` is
+        called for each of them. Raises ValueError with half a sentence (what the file is instead), OSError when it
+        cannot be read."""
         whole = file.stat().st_size
         with file.open("rb") as stream:
             start = stream.read(8)
@@ -67,7 +70,9 @@ class TensorFile:
         tensors: dict[str, TensorHeader] = {}
         places: list[tuple[int, int]] = []
         try:
-            notes = _read(raw.decode(), tensors, places)
+            notes = _read(_Scanner(raw.decode(), most, pause), tensors, places)
+        except TooManyEntries:
+            raise
         except (ValueError, TypeError, KeyError, RecursionError):
             raise ValueError("its safetensors header cannot be read") from None
         if _end(places) != whole - 8 - length:
@@ -75,11 +80,16 @@ class TensorFile:
         return cls(tensors, notes)
 
 
-class _Scanner:
-    """JSON, read piece by piece. Everything raises ValueError."""
+class TooManyEntries(ValueError):
+    """More tensors and notes than whoever reads the file allows."""
 
-    def __init__(self, text: str) -> None:
+
+class _Scanner:
+    """JSON, read piece by piece, with at most so many members of objects. Everything raises ValueError."""
+
+    def __init__(self, text: str, most: int, pause: Callable[[], None]) -> None:
         self._text, self._at = text, 0
+        self._most, self._left, self._pause = most, most, pause
 
     def members(self) -> Iterator[str]:
         """The keys of the object that begins here, none twice. Whoever gets a key reads its value next."""
@@ -90,6 +100,10 @@ class _Scanner:
             if key in seen:
                 raise ValueError
             seen.add(key)
+            if not self._left:
+                raise TooManyEntries(f"its header tells of more than {self._most} tensors and notes")
+            self._left -= 1
+            self._pause()
             self._take(":")
             yield key
             more = self._sees(",") and self._take(",")
@@ -135,9 +149,9 @@ class _Scanner:
         return True
 
 
-def _read(text: str, tensors: dict[str, TensorHeader], places: list[tuple[int, int]]) -> dict[str, str]:
+def _read(header: _Scanner, tensors: dict[str, TensorHeader], places: list[tuple[int, int]]) -> dict[str, str]:
     """The notes; tensors and where each begins and ends go into what was given."""
-    header, notes = _Scanner(text), {}
+    notes = {}
     for name in header.members():
         if name != NOTES:
             tensors[name], place = _tensor(header.entry())

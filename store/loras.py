@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
 
 from core.errors import BadRequest, StorageFull, TooLarge
 from core.loras import Lora, LoraFacts, LoraFolder, inspect
+from core.turns import Rests
 from core.units import show_size
 from store.faults import disk_faults
 from store.files import check_disk
@@ -26,7 +26,7 @@ class StoredLoras:
     """Files of at most `max_bytes` each; the folder takes no more when it holds `most` of them or `most_bytes`, and
     leaves `min_free` bytes of its disk alone. All methods block and may be called from any thread.
 
-    What was read of a file is remembered as long as the file stays the same.
+    What was read of a file is remembered as long as the file stays the same. One file is looked into at a time.
     """
 
     def __init__(self, folder: Path, max_bytes: int, *, most: int, most_bytes: int, min_free: int) -> None:
@@ -35,18 +35,17 @@ class StoredLoras:
         self._most, self._most_bytes, self._min_free = most, most_bytes, min_free
         self._known: dict[Lora, LoraFacts | None] = {}
         self._used = 0  # bytes in the folder, with what is on its way
-        self._lock = threading.Lock()
+        self._lock, self._looking = threading.Lock(), threading.Lock()
         for leftover in folder.glob(TEMPORARY):  # of a server that died while it wrote
             leftover.unlink(missing_ok=True)
 
     def list(self) -> list[tuple[Lora, LoraFacts]]:
         """All of them that are usable, by name."""
-        known: dict[Lora, LoraFacts | None] = {}
-        for lora in self._folder.list():
-            with suppress(OSError):  # just removed
-                known[lora] = self._known[lora] if lora in self._known else self._look(lora)
-        self._known = known
-        return [(lora, facts) for lora, facts in known.items() if facts is not None]
+        before = set(self._known)
+        found = [(lora, self._facts(lora)) for lora in self._folder.list()]
+        for gone in before.difference(lora for lora, _ in found):
+            self._known.pop(gone, None)
+        return [(lora, facts) for lora, facts in found if facts is not None]
 
     def expect(self, size: int) -> None:
         """Whether there will be room for a LoRA of `size` bytes (0: nobody has told), before any of them is read.
@@ -63,32 +62,44 @@ class StoredLoras:
         """A file to be written piece by piece, then to be given to `keep`; in the end to be closed."""
         return IncomingLora(self._path / f".{uuid4().hex}", self._grow)
 
-    def keep(self, name: str, incoming: IncomingLora) -> tuple[Lora, LoraFacts]:
-        """Give it a name; a LoRA of that name is replaced in one step. Raises `InvalidParameter` for a bad name,
-        `BadRequest` for what is no LoRA, `StorageFull` or `StorageFailed`; then nothing has changed."""
+    def check(self, incoming: IncomingLora) -> LoraFacts:
+        """What it is, once it has come whole. Raises `BadRequest` for what is no LoRA, `StorageFull` or
+        `StorageFailed`."""
+        with disk_faults(), self._looking:
+            incoming.open()
+            return inspect(incoming.place, Rests())
+
+    def keep(self, name: str, incoming: IncomingLora, facts: LoraFacts) -> Lora:
+        """Give it a name; a LoRA of that name is replaced in one step. `facts` are what `check` said. Raises
+        `InvalidParameter` for a bad name, `StorageFull` or `StorageFailed`; then nothing has changed."""
         place = self._folder.file(name)
         with disk_faults():
             incoming.flush()
-            facts = inspect(incoming.place)
             with self._lock:
                 if not place.exists() and len(_sizes(self._path)) > self._most:  # others came meanwhile
                     raise _full(f"{self._most} files", "--lora-files")
                 incoming.rename(place)
         lora = self._folder.get(name)
         self._known[lora] = facts
-        return lora, facts
+        return lora
 
     def delete(self, name: str) -> None:
         """Remove it. Raises `InvalidParameter` when there is none of that name."""
         with disk_faults():
             self._folder.file(self._folder.get(name).name).unlink(missing_ok=True)
 
-    def _look(self, lora: Lora) -> LoraFacts | None:
-        """None: it is broken. Raises OSError."""
-        try:
-            return inspect(self._folder.file(lora.name))
-        except BadRequest:
-            return None
+    def _facts(self, lora: Lora) -> LoraFacts | None:
+        """None: it is broken, or was just removed."""
+        if lora not in self._known:
+            with self._looking:
+                if lora not in self._known:  # still not
+                    try:
+                        self._known[lora] = inspect(self._folder.file(lora.name), Rests())
+                    except BadRequest:
+                        self._known[lora] = None
+                    except OSError:
+                        return None
+        return self._known.get(lora)
 
     def _grow(self, written: int, more: int) -> None:
         """So many bytes more of a file that has so many come in; fewer than none when it goes away again."""
@@ -119,7 +130,7 @@ class IncomingLora:
         self._grow(self._written, len(data))
         self._written += len(data)
         with disk_faults():
-            self._open()
+            self.open()
             rest = memoryview(data)
             while rest:
                 rest = rest[os.write(self._fd, rest) :]
@@ -127,7 +138,7 @@ class IncomingLora:
 
     def flush(self) -> None:
         """All of it is on the disk. Raises OSError."""
-        self._open()
+        self.open()
         os.fsync(self._fd)
 
     def rename(self, place: Path) -> None:
@@ -144,7 +155,8 @@ class IncomingLora:
             self._fd = -1
             self.place.unlink(missing_ok=True)
 
-    def _open(self) -> None:
+    def open(self) -> None:
+        """It is there, if with nothing in it. Raises OSError."""
         if self._fd < 0:
             self._fd = os.open(self.place, NEW, FILE_MODE)
 

@@ -45,13 +45,13 @@ class Looked:
         self._inspect = store.loras.inspect
         monkeypatch.setattr(store.loras, "inspect", self)
 
-    def __call__(self, file: Path) -> LoraFacts:
+    def __call__(self, file: Path, *more: Any) -> LoraFacts:
         self.files.append(file)
         self.now += 1
         self.most = max(self.most, self.now)
         try:
             assert self.free.wait(10)
-            return self._inspect(file)
+            return self._inspect(file, *more)
         finally:
             self.now -= 1
 
@@ -121,6 +121,44 @@ async def test_lists_at_once_share_a_look_and_one_file_is_looked_into_at_a_time(
         await asyncio.gather(*asked)
         assert "late" in await late, "who asks later sees what was there when it asked"
         assert looked.most == 1 and len(looked.files) == len({*looked.files}) == 11
+
+
+async def test_a_list_waits_for_no_upload(tmp_path: Path, lora: bytes, looked: Looked) -> None:
+    async with server(tmp_path) as made:
+        await upload(made, lora)
+        looked.free.clear()
+        asked = [asyncio.create_task(upload(made, lora, f"more{number}.safetensors")) for number in range(6)]
+        await until(lambda: looked.now == 1)
+        assert await names(made) == ["ink"] and looked.now == 1
+        looked.free.set()
+        await asyncio.gather(*asked)
+        count = len(looked.files)
+        assert len(await names(made)) == 7 and len(looked.files) == count, "what was checked is remembered"
+
+
+async def test_who_uploads_many_holds_back_nobody_else_s(tmp_path: Path, lora: bytes, looked: Looked) -> None:
+    folder, ended = tmp_path / "outputs" / "loras", []
+
+    async def send_from(address: str, name: str) -> None:
+        app = made.client._transport.app
+        transport = httpx.ASGITransport(app, client=(address, 50_000))
+        async with httpx.AsyncClient(transport=transport, base_url="http://pool") as client:
+            made_here = SimpleNamespace(client=client)
+            assert (await upload(made_here, lora, f"{name}.safetensors")).status_code == 200  # type: ignore[arg-type]
+        ended.append(name)
+
+    async with server(tmp_path) as made:
+        looked.free.clear()
+        many = [asyncio.create_task(send_from("10.0.0.1", f"many{number}")) for number in range(8)]
+        await until(lambda: looked.now == 1 and len(list(folder.glob(".*"))) == 8)
+        one = asyncio.create_task(send_from("10.0.0.2", "one"))
+        await until(lambda: len(list(folder.glob(".*"))) == 9)
+        for _ in range(20):
+            await asyncio.sleep(0.001)
+        looked.free.set()
+        await asyncio.gather(*many, one)
+    assert ended.index("one") <= 2, "behind the check under way and the one that waits"
+    assert looked.most == 1
 
 
 async def test_notes_that_are_a_list_are_refused(tmp_path: Path) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import struct
+from types import SimpleNamespace
 
 import pytest
 
+from core import turns
 from core.errors import BadRequest, InvalidParameter
-from core.loras import LONGEST_HEADER, LoraFolder, checked_name, inspect, wanted
+from core.loras import LONGEST_HEADER, MOST_ENTRIES, LoraFolder, checked_name, inspect, wanted
 from core.tensorfile import TensorFile
+from store.loras import StoredLoras
 
 
 def write(file, shapes, cut=0, dtype="F16"):
@@ -135,3 +138,31 @@ def test_a_header_is_not_read_when_it_is_far_longer_than_a_lora_s(tmp_path):
     file.write_bytes(struct.pack("<Q", len(padded)) + padded + data[8 + length :])
     with pytest.raises(BadRequest):
         inspect(file)
+
+
+def test_a_file_of_more_tensors_or_notes_than_any_lora_has_is_refused(tmp_path):
+    layers = MOST_ENTRIES - 2  # the notes are an entry, and have one
+    shapes = {f"layer{number}.lora_down.weight": [1, 1] for number in range(layers)}
+    assert inspect(write(tmp_path / "a.safetensors", shapes)).layers == layers
+    with pytest.raises(BadRequest, match=f"more than {MOST_ENTRIES} tensors and notes"):
+        inspect(write(tmp_path / "a.safetensors", {**shapes, "more.lora_down.weight": [1, 1]}))
+    text = json.dumps({"__metadata__": {str(number): "" for number in range(MOST_ENTRIES)}}).encode()
+    (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", len(text)) + text)
+    with pytest.raises(BadRequest, match="tensors and notes"):
+        inspect(tmp_path / "a.safetensors")
+
+
+def test_a_check_lets_the_event_loop_go_after_each_millisecond(tmp_path, monkeypatch):
+    now, slept = 0.0, []
+
+    def perf_counter():
+        nonlocal now
+        now += 0.0001  # so long does a tensor take
+        return now
+
+    monkeypatch.setattr(turns, "time", SimpleNamespace(perf_counter=perf_counter, sleep=slept.append))
+    shapes = {f"layer{number}.lora_down.weight": [1, 1] for number in range(1000)}
+    loras = StoredLoras(tmp_path, 1 << 20, most=9, most_bytes=1 << 20, min_free=0)
+    write(tmp_path / "a.safetensors", shapes)
+    assert len(loras.list()) == 1
+    assert len(slept) >= 80 and set(slept) == {0.001}
