@@ -9,7 +9,6 @@ causes is told to the pages at its address. (IOPaint tells everybody everything.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import secrets
 import time
 from collections import Counter, deque
@@ -24,6 +23,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from api.auth import caller
 from api.run import Watch
 from engine.engine import Engine
+from engine.intake import network
 
 COOKIE = "imagepool_page"
 PING_EVERY = 25.0  # seconds, as IOPaint has it
@@ -42,8 +42,8 @@ FAULTS = {
 @dataclass(slots=True)
 class Session:
     """One open page. `browser` is its cookie, `peer` the address it comes from, `network` that of its client. `turn`
-    counts its polls: only the last one is answered with packets. `moving`: from polling to a web socket, `moved`: it
-    has done so."""
+    counts its polls: only the last one is answered with packets; `open_polls` are those that wait. `moving`: from
+    polling to a web socket, `moved`: it has done so."""
 
     id: str
     browser: str
@@ -59,6 +59,12 @@ class Session:
     moving: bool = False
     moved: bool = False
     turn: int = 0
+    open_polls: int = 0
+
+    @property
+    def live(self) -> bool:
+        """Whether the page came back after its handshake."""
+        return self.connected or self.moved or self.open_polls > 0
 
     def opening(self, *upgrades: str) -> str:
         """The first packet: what the page needs to know, and to which other transports it may change."""
@@ -108,13 +114,13 @@ class Events:
         browser = request.cookies.get(COOKIE) or secrets.token_urlsafe(16)
         peer, tenant = peer_of(request), caller(request).tenant
         made = Session(
-            secrets.token_urlsafe(16), browser[:64], peer, tenant, now, now + PING_EVERY, network_of(peer)
+            secrets.token_urlsafe(16), browser[:64], peer, tenant, now, now + PING_EVERY, network(peer)
         )
         others = list(self._sessions.values())
         if len(same := [old for old in others if old.browser == made.browser]) >= MAX_OF_BROWSER:
-            self.forget(min(same, key=lambda old: old.seen))
+            self.forget(min(_idle(same), key=lambda old: old.seen))
         elif len(others) >= MAX_SESSIONS:
-            self.forget(_surplus(others, made))
+            self.forget(_surplus(_idle(others), made))
         self._sessions[made.id] = made
         return made
 
@@ -134,10 +140,12 @@ class Events:
         if not session.packets:
             session.changed.clear()
             changed = asyncio.ensure_future(session.changed.wait())
+            session.open_polls += 1
             try:
                 await asyncio.wait({changed, self._engine.leaving}, timeout=max(0.0, session.ping_at - self._clock()),
                                    return_when=asyncio.FIRST_COMPLETED)  # fmt: skip
             finally:
+                session.open_polls -= 1
                 changed.cancel()
         session.seen = now = self._clock()
         if session.closed or self._engine.draining:
@@ -177,6 +185,11 @@ class Events:
         self._sessions.pop(session.id, None)
 
 
+def _idle(sessions: list[Session]) -> list[Session]:
+    """Those that only shook hands; all when there are none, for then a live one has to go."""
+    return [one for one in sessions if not one.live] or sessions
+
+
 def _surplus(others: list[Session], newcomer: Session) -> Session:
     """The one that has to go: of the tenant that has the most, of its network with the most, of its browser with the
     most, the one not heard of for the longest. Where the newcomer's has as many as any other, it is that one."""
@@ -185,15 +198,6 @@ def _surplus(others: list[Session], newcomer: Session) -> Session:
         most, _ = Counter(marks).most_common(1)[0]  # of equals the first
         others = [one for one, of in zip(others, marks[1:], strict=True) if of == most] or others
     return min(others, key=lambda one: one.seen)
-
-
-def network_of(peer: str) -> str:
-    """What one client may have many addresses of: of IPv6 the first 64 bits."""
-    try:
-        address = ipaddress.ip_address(peer)
-    except ValueError:
-        return peer
-    return peer if address.version == 4 else str(ipaddress.ip_network((address, 64), strict=False))
 
 
 def peer_of(request: HTTPConnection) -> str:

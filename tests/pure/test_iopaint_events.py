@@ -17,7 +17,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from api import iopaint_events
 from api.auth import Caller
-from api.iopaint_events import KEPT, MAX_SESSIONS, PING_EVERY, PING_TIMEOUT, Events
+from api.iopaint_events import KEPT, MAX_OF_BROWSER, MAX_SESSIONS, PING_EVERY, PING_TIMEOUT, Events
 from tests.process.door_kit import listen
 from tests.pure.dialect_kit import KEY, Server, keys_file, until
 from tests.pure.iopaint_kit import inpaint, world
@@ -181,7 +181,7 @@ async def test_sessions_and_their_packets_are_bounded() -> None:
     assert len(session.packets) == KEPT
     for _ in range(MAX_SESSIONS + 50):
         events.open(request())
-    assert len(events) == MAX_SESSIONS and session.closed
+    assert len(events) == MAX_SESSIONS and not session.closed
     now = PING_EVERY + PING_TIMEOUT + 1
     events.open(request())
     assert len(events) == 1
@@ -204,6 +204,41 @@ async def test_one_s_handshakes_end_nobody_else_s_pages(flood: Callable[[int], d
     for number in range(2 * MAX_SESSIONS):
         events.open(request(**{"tenant": "acme", **flood(number)}))
     assert not any(page.closed for page in pages) and len(events) <= MAX_SESSIONS
+
+
+async def test_pages_that_came_back_stay_whoever_shakes_hands_at_their_address() -> None:
+    now = 0.0
+    engine = SimpleNamespace(leaving=asyncio.get_running_loop().create_future(), draining=False)
+    events = Events(engine, lambda: now)  # type: ignore[arg-type]
+    connected, polling, moved, gone = (events.open(request()) for _ in range(4))
+    events.receive(connected, "40")
+    moved.moved = True
+    poll = asyncio.create_task(events.poll(polling))
+    await asyncio.sleep(0)
+    now = 1.0
+    for _ in range(2 * MAX_SESSIONS):
+        events.open(request())
+    assert not (connected.closed or polling.closed or moved.closed) and gone.closed and len(events) == MAX_SESSIONS
+    poll.cancel()
+
+
+async def test_when_all_pages_are_live_one_of_whoever_has_the_most_goes() -> None:
+    events = Events(SimpleNamespace(), lambda: 0.0)  # type: ignore[arg-type]
+    page = events.open(request("10.0.0.2"))
+    others = [events.open(request()) for _ in range(MAX_SESSIONS - 1)]
+    for session in (page, *others):
+        events.receive(session, "40")
+    newcomer = events.open(request("10.0.0.3"))
+    assert others[0].closed and not page.closed and not newcomer.closed
+
+
+async def test_a_browser_of_many_pages_keeps_those_that_came_back() -> None:
+    events = Events(SimpleNamespace(), lambda: 0.0)  # type: ignore[arg-type]
+    page = events.open(request(imagepool_page="same"))
+    events.receive(page, "40")
+    for _ in range(3 * MAX_OF_BROWSER):
+        events.open(request(imagepool_page="same"))
+    assert not page.closed and len(events) == MAX_OF_BROWSER
 
 
 async def test_a_full_house_lets_a_newcomer_in(tmp_path: Path) -> None:
