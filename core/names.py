@@ -12,7 +12,7 @@ from pydantic import BeforeValidator
 from core.units import Form, read_words
 
 _NAME = re.compile(r"[a-z0-9_]([a-z0-9_.-]{0,251}[a-z0-9_])?", re.IGNORECASE)
-_HOST = re.compile(r"(?:\[(?P<v6>[0-9a-f:.]{2,45})\]|(?P<name>[a-z0-9_.-]{1,254}))(?::[0-9]{1,5})?", re.IGNORECASE)
+_HOST = re.compile(r"(?:\[(?P<v6>[0-9a-f:.]{2,45})\]|(?P<name>[a-z0-9_.-]{1,254}))(?::[0-9]{0,5})?", re.IGNORECASE)
 
 
 def host_of(header: str) -> str:
@@ -61,10 +61,10 @@ def read_public_url(value: Any) -> Any:
     wanted = "should be an address such as https://images.example.com or http://10.0.0.5:8000/images"
     try:
         parts = urlsplit(text)
-        known = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port)
+        known = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
     except ValueError:
         raise ValueError(wanted) from None
-    odd = parts.query or parts.fragment or "@" in parts.netloc or not re.fullmatch(r"[!-~]+", text)
+    odd = parts.query or parts.fragment or re.search("@|:$", parts.netloc) or not re.fullmatch(r"[!-~]+", text)
     if not known or odd or not host_of(parts.netloc):
         raise ValueError(wanted)
     host = parts.netloc.lower().removesuffix({"http": ":80", "https": ":443"}[parts.scheme])  # browsers leave it out

@@ -43,7 +43,7 @@ async def server(tmp_path: Path) -> AsyncIterator[Server]:
 @pytest.mark.parametrize("host", [
     "127.0.0.1", "127.0.0.1:8000", "10.2.3.4:80", "[::1]", "[::1]:8000", "[2001:DB8::7]:1", "localhost", "LocalHost:9",
     "localhost.", "a.b.localhost", "images.example.com", "Images.Example.COM:443", "imagepool", "IMAGEPOOL:8000",
-    "imagepool.", "a.cluster.local", "imagepool.prod.svc.cluster.local:8000",
+    "imagepool.", "127.0.0.1:", "[::1]:", "localhost:", "a.cluster.local", "imagepool.prod.svc.cluster.local:8000",
 ])  # fmt: skip
 def test_an_address_localhost_and_names_that_were_given_pass(host: str) -> None:
     assert verdict(host=host) == ""

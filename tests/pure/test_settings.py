@@ -47,8 +47,8 @@ def test_defaults() -> None:
     [
         "--public-url=images.example.com", "--public-url=ftp://images.example.com", "--public-url=https://",
         "--public-url=https://a.example/?x=1", "--public-url=https://u:p@a.example", "--public-url=https://a.example:0",
-        "--public-url=https://a b.example", "--allowed-hosts=http://imagepool", "--allowed-hosts=imagepool:8000",
-        "--allowed-hosts=*.*.example.com", "--allowed-hosts=-a", "--allowed-hosts=a*",
+        "--public-url=https://a b.example", "--public-url=https://a.example:", "--allowed-hosts=http://imagepool",
+        "--allowed-hosts=imagepool:8000", "--allowed-hosts=*.*.example.com", "--allowed-hosts=-a", "--allowed-hosts=a*",
     ],
 )  # fmt: skip
 def test_an_address_or_name_that_could_never_match_stops_the_start(flag: str) -> None:
