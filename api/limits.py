@@ -46,6 +46,7 @@ PUBLIC = frozenset({"/", "/health", "/ready", "/metrics", "/docs", "/openapi.jso
 PUBLIC_UNDER = ("/health/", "/v2/health/", "/static/", "/docs/")
 HEALTH = frozenset({"/health", "/ready"})
 HEALTH_UNDER = ("/health/", "/v2/health/")
+PAGE_TALK = "/socket.io/"  # what a page's POSTs say keeps its session alive and begins no work
 LORA_UPLOAD = "/api/v1/lora/upload"  # the one body that is no image
 ID_CHARACTERS = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
 NO_SNIFF = (b"x-content-type-options", b"nosniff")
@@ -345,7 +346,7 @@ class Door:
             return 0 if scope["method"] in ("GET", "HEAD") else self._settings.max_body
         scope["caller"] = who = self._caller(scope, presented_key(headers))
         scope["charge"] = lambda: self._count(who, scope, extra)
-        if scope["method"] == "POST":
+        if scope["method"] == "POST" and path != PAGE_TALK:
             self._count(who, scope, extra)
         encoding = headers.get(b"content-encoding", b"identity")
         if encoding.lower() != b"identity":

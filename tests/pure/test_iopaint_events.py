@@ -123,6 +123,17 @@ async def test_nothing_for_long_is_a_ping(tmp_path: Path, monkeypatch: pytest.Mo
         assert (await page.send("3")).text == "ok"
 
 
+async def test_what_a_page_says_counts_against_no_rate(tmp_path: Path) -> None:
+    tiers = {"slow": {"per_minute": 1}}
+    async with world(tmp_path, tiers=tiers, keys_file=keys_file(tmp_path, tier="slow")) as server:
+        page = Browser(server)
+        page.client.headers["x-api-key"] = KEY
+        await page.connect()
+        for _ in range(5):
+            assert (await page.send("3")).text == "ok"
+        await page.inpaint()
+
+
 async def test_open_polls_end_when_the_server_goes_away(tmp_path: Path) -> None:
     async with world(tmp_path) as server:
         page = await Browser(server).connect()
