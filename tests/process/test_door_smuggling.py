@@ -118,6 +118,20 @@ async def test_what_comes_right_behind_a_handshake_is_no_request(port: int, log:
     assert all(kind == "WS" for kind, _, _ in log.asked)
 
 
+async def test_blanks_around_a_header_s_value_are_no_part_of_it(tmp_path: Path) -> None:
+    told: list[tuple[bytes, bytes]] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        told.extend(scope["headers"])
+        await Log()(scope, receive, send)
+
+    async with listen(app, settings(tmp_path)) as port, dial(port) as (reader, writer):
+        writer.write(b"POST /a HTTP/1.1\r\nHost:\t here \t\r\nX-API-Key: key \r\nX-A: a b \r\n")
+        writer.write(b"Content-Length: 2 \r\n\r\nok")
+        assert (await read_answer(reader))[2] == b"2"
+    assert told == [(b"host", b"here"), (b"x-api-key", b"key"), (b"x-a", b"a b"), (b"content-length", b"2")]
+
+
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
 async def test_curl_that_offers_http2_is_answered(port: int, log: Log) -> None:
     command = ["curl", "-sS", "--http2", "--data-binary", "hello", f"http://127.0.0.1:{port}/run"]
