@@ -12,7 +12,7 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from types import FrameType
 
@@ -33,6 +33,7 @@ from engine.shutdown import AFTER_GRACE, ANSWERS
 from engine.startup import show_startup
 
 log = logging.getLogger("imagepool.serve")
+HANDLES = 16  # connections that are accepted in one turn of the event loop
 OTHER_FILES = 512  # open files that are no connections: pipes, the database, images, what is fetched
 
 
@@ -63,7 +64,7 @@ def serve(settings: Settings) -> int:
     config = uvicorn_config(settings, app, connections, timeout_graceful_shutdown=patience)
     server = Server(config, engine)
     try:
-        server.run(doors)
+        server.run(many_handles(doors))
     except SystemExit:  # uvicorn's own word; what keeps it from starting is in the log
         return 2
     return 0 if server.started else 2
@@ -99,6 +100,12 @@ def take_port(settings: Settings, name: str = "port") -> socket.socket:
             f"stop who has it (perhaps a server that runs), or set --{name.replace('_', '-')} and --host"
         ) from None
     return door
+
+
+def many_handles(doors: Sequence[socket.socket]) -> list[socket.socket]:
+    """Each listening socket `HANDLES` times. The event loop accepts one connection a turn for each handle (libuv's
+    rule): with a single one, whoever opens and leaves quickly keeps all others waiting outside."""
+    return [handle for door in doors for handle in (door, *(door.dup() for _ in range(HANDLES - 1)))]
 
 
 def warn_if_open(settings: Settings, door: socket.socket) -> None:
@@ -146,8 +153,7 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Says where it listens, once it does; uvicorn is silent about sockets that were taken for it."""
         await super().startup(sockets)
-        for door in sockets or ():
-            host, port = door.getsockname()[:2]
+        for host, port in dict.fromkeys(door.getsockname()[:2] for door in sockets or ()):
             log.info("Listening on http://%s:%d (Ctrl-C stops)", in_url(host), port)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:

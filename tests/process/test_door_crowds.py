@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import re
 import resource
@@ -11,7 +12,10 @@ from collections.abc import Iterator
 
 import psutil
 import pytest
+import uvloop
 from kit import RunningServer, photo, running
+
+from api.serve import many_handles
 
 # A request whose body does not come.
 HALF = b"POST /run/echo HTTP/1.1\r\nHost: a\r\nContent-Type: image/png\r\nContent-Length: 9\r\n"
@@ -133,3 +137,31 @@ def test_requests_sent_on_and_on_without_reading_an_answer_do_not_fill_memory(tm
             assert server.get("/health/live").status_code == 200
             assert master.memory_info().rss - before < 32 << 20
         assert "Traceback" not in server.log.read_text()
+
+
+def test_who_waits_outside_is_let_in_many_at_a_time():
+    """On the loop that serves. With one handle it would take a turn for each."""
+    door = socket.create_server(("127.0.0.1", 0), backlog=256)
+    clients = [socket.create_connection(door.getsockname()) for _ in range(128)]
+    made = []
+
+    class Connection(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            made.append(transport)
+
+    async def turns() -> int:
+        loop = asyncio.get_running_loop()
+        servers = [await loop.create_server(Connection, sock=handle) for handle in many_handles([door])]
+        count = 0
+        while len(made) < len(clients):
+            await asyncio.sleep(0)
+            count += 1
+        for one in servers:
+            one.close()
+        for transport in made:
+            transport.close()
+        return count
+
+    assert uvloop.run(turns()) <= len(clients) // 4
+    for client in clients:
+        client.close()
