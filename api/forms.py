@@ -39,6 +39,15 @@ class Form(MultiPartParser):
 
     complete = False
 
+    def on_part_end(self) -> None:
+        part = self._current_part
+        if part.file is None:
+            try:
+                part.data.decode("utf-8")
+            except UnicodeDecodeError:
+                raise MultiPartException(f"The field '{part.field_name[:64]}' is not UTF-8.") from None
+        super().on_part_end()
+
     def on_end(self) -> None:
         self.complete = True
 

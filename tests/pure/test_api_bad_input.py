@@ -254,6 +254,14 @@ async def test_a_form_in_another_charset_is_refused(server: Server, charset: str
         problem(answer)
 
 
+@pytest.mark.parametrize("path", ["/jobs", "/edit", "/api/v1/images/style/aged", "/v1/images/edits"])
+async def test_a_field_that_is_not_utf_8_is_refused(server: Server, path: str) -> None:
+    async with nothing_happens(server):
+        files = {"image": IMAGE, "file": IMAGE, "prompt": (None, b"warm\xff\xfe\xed\xa0\x80")}
+        answer = await server.client.post(path, files=files)
+        assert answer.status_code in (400, 422) and "not UTF-8" in answer.text, answer.text
+
+
 @pytest.mark.parametrize("kind", ["", "text/plain", "application/x-www-form-urlencoded", "application/xml", "imag/png"])
 async def test_a_body_of_another_type_is_refused(server: Server, kind: str) -> None:
     async with nothing_happens(server):
