@@ -170,8 +170,11 @@ def read_keys(text: str) -> dict[bytes, tuple[bytes, Caller]]:
     if set(raw) - {"keys"} or not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise ValueError("the keys file may hold nothing but entries that begin with [[keys]]")
     keys: dict[bytes, tuple[bytes, Caller]] = {}
+    numbers: dict[bytes, int] = {}
     for number, entry in enumerate(entries, 1):
         digest, found = _entry(number, entry)
+        if (first := numbers.setdefault(digest, number)) != number:  # a forgotten copy would undo a revocation
+            raise ValueError(f"key {number} of the keys file is key {first} once more; keep one of the two entries")
         if not entry.get("revoked", False):
             keys[digest[:8]] = digest, found
     return keys

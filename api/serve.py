@@ -90,7 +90,11 @@ def take_port(settings: Settings, name: str = "port") -> socket.socket:
     sentence."""
     port = getattr(settings, name)
     try:
-        family, kind, _, _, address = socket.getaddrinfo(settings.listen_host, port, type=socket.SOCK_STREAM)[0]
+        found = socket.getaddrinfo(settings.listen_host, port, type=socket.SOCK_STREAM)
+    except OSError:
+        raise ValueError(f"--host {settings.listen_host} is no address, and no name that has one") from None
+    family, kind, _, _, address = found[0]
+    try:
         door = socket.socket(family, kind)
         door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         door.bind(address)

@@ -185,7 +185,7 @@ class Settings(BaseSettings):
 
     log_level: Literal["debug", "info", "warning", "error"] = setting("Log", "info", "Least severe line to write.")
     access_log: Literal["off", "errors", "all"] = setting(
-        "Log", "errors", "Requests that have a line: none, those answered with 400 and above, or all.")
+        "Log", "errors", "Requests that have a line: none (off), those answered with 400 and above, or all.")
     log_format: Literal["console", "json"] = setting("Log", "console", "For people, or one JSON object a line.")
     # fmt: on
 

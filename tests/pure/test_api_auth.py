@@ -95,6 +95,8 @@ def test_a_typo_in_the_file_is_said_once_and_harms_nobody(tmp_path: Path, caplog
         entry("a", 'tenant = "a"', 'priority = "asap"'),
         entry("a", 'tenant = "a"', 'revoked = "no"'),
         entry("a", 'tenant = "a"', 'teir = "pro"'),
+        entry("a", 'tenant = "a"', "revoked = true") + entry("a", 'tenant = "a"'),
+        entry("a", 'tenant = "a"') + entry("a", 'tenant = "b"'),
     ],
 )
 def test_a_keys_file_that_is_wrong_stops_the_start(text: str) -> None:
