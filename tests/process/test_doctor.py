@@ -142,7 +142,8 @@ def test_keys(tmp_path: Path) -> None:
     assert marks(doctor.keys, given) == "✗"
     file.write_text("")
     assert marks(doctor.keys, given) == "✓"
-    assert marks(doctor.keys, settings(tmp_path)) == "!"
+    assert marks(doctor.keys, settings(tmp_path)) == marks(doctor.keys, settings(tmp_path, "--host", "::1")) == "✓"
+    assert marks(doctor.keys, settings(tmp_path, "--host", "0.0.0.0")) == "!"
 
 
 def test_a_check_that_breaks_is_a_cross_and_the_others_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
