@@ -1,7 +1,7 @@
 """Encoded bytes to pixels and back, for the worker's codec threads. Every codec here frees the GIL; no torch.
 
 Which library does what was chosen by measurement (docs/codecs.md): PNG by igzip and libpng, JPEG by libjpeg-turbo
-through simplejpeg, WebP by libwebp, AVIF and the rare kinds of JPEG by Pillow.
+through simplejpeg, WebP by libwebp, AVIF by Pillow.
 
 Bad data never comes out as anything but `InvalidImage` or `UnsupportedImage`, and never as half a picture.
 """
@@ -9,7 +9,6 @@ Bad data never comes out as anything but `InvalidImage` or `UnsupportedImage`, a
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -21,16 +20,14 @@ from PIL import AvifImagePlugin, Image
 
 from core.errors import BadOutput, ImagePoolError, InvalidImage, InvalidParameter
 from core.header import NAMES, ImageFormat, ImageHeader
-from core.headers.jpeg import segments
 from core.headers.webp import chunks as webp_chunks
+from workers import jpeg, png
 from workers import metadata as meta
-from workers import png
 from workers.metadata import Metadata
 from workers.png import MAX_ICC
 
 DEFAULT_QUALITY: Mapping[str, int] = {"jpeg": 90, "webp": 90, "avif": 75}
 MAX_SIDE: Mapping[str, int] = {"png": 65_535, "jpeg": 65_500, "webp": 16_383, "avif": 65_535}  # when writing
-MAX_SCANS = 100  # of a progressive JPEG; each costs a pass over the whole picture, and encoders write about ten
 FULL_COLOUR = 95  # JPEG quality from which on colour is kept at full resolution (4:4:4 instead of 4:2:0)
 
 Subsampling = Literal["420", "444"]
@@ -170,24 +167,8 @@ def _png(data: memoryview, header: ImageHeader) -> _Decoded:
 
 
 def _jpeg(data: memoryview, header: ImageHeader) -> _Decoded:
-    if len(re.findall(rb"\xff\xda", data)) > MAX_SCANS:
-        raise InvalidImage(f"the JPEG file has more than {MAX_SCANS} scans; save it again and resend it")
-    height, width, space, _ = simplejpeg.decode_jpeg_header(data, strict=False)
-    _check_size(width, height, header)
-    if space in ("CMYK", "YCCK"):
-        return _pillow(data, header)
-    try:
-        pixels = simplejpeg.decode_jpeg(data, "GRAY" if space == "Gray" else "RGB")
-    except ValueError as error:  # libjpeg's warnings: most mean lost pixels, some only bad manners
-        if re.search("premature|corrupt|bogus|unexpected", str(error).lower()):
-            raise
-        return _pillow(data, header)
-    pieces = {
-        body[12]: bytes(body[14:])
-        for marker, body in segments(data)
-        if marker == 0xE2 and len(body) > 14 and bytes(body[:12]) == _ICC_HEAD
-    }
-    return _split(pixels, b"".join(pieces[number] for number in sorted(pieces)) or None)
+    _check_size(*jpeg.size(data), header)
+    return _split(*jpeg.read(data))
 
 
 def _webp(data: memoryview, header: ImageHeader) -> _Decoded:
@@ -197,7 +178,7 @@ def _webp(data: memoryview, header: ImageHeader) -> _Decoded:
     return _split(imagecodecs.webp_decode(bytes(data)), profile)
 
 
-def _pillow(data: memoryview, header: ImageHeader) -> _Decoded:
+def _avif(data: memoryview, header: ImageHeader) -> _Decoded:
     with Image.open(io.BytesIO(data), formats=(header.format.upper(),)) as image:
         _check_size(*image.size, header)
         plain = image.mode in ("L", "RGB", "RGBA")
@@ -206,7 +187,7 @@ def _pillow(data: memoryview, header: ImageHeader) -> _Decoded:
 
 
 _READERS: Mapping[str, Callable[[memoryview, ImageHeader], _Decoded]] = {
-    "png": _png, "jpeg": _jpeg, "webp": _webp, "avif": _pillow,
+    "png": _png, "jpeg": _jpeg, "webp": _webp, "avif": _avif,
 }  # fmt: skip
 
 

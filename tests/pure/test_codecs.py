@@ -4,6 +4,7 @@ memory stays bounded."""
 from __future__ import annotations
 
 import io
+import re
 import struct
 import tracemalloc
 import zlib
@@ -11,6 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import simplejpeg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
@@ -187,10 +189,56 @@ def test_a_file_cut_off_anywhere_gives_no_half_picture(kind: str, sixteenths: in
         read(cut)
 
 
-@pytest.mark.parametrize("kind", ["progressive", "4:4:4", "L JPEG"])
-def test_a_cut_jpeg_that_was_given_an_end_gives_no_half_picture(kind: str) -> None:
+JPEGS = {kind: data for kind, data in KINDS.items() if data[:2] == b"\xff\xd8"} | {
+    "CMYK, progressive": save(IMAGE.convert("CMYK"), "JPEG", quality=95, progressive=True)
+}
+
+
+def with_the_unusual(jpeg: bytes) -> dict[str, bytes]:
+    """The file with values that libjpeg warns of and reads over."""
+    adobe = b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0"
+    scan = re.search(rb"\xff\xda\0(.).*?\x3f\0", jpeg, re.DOTALL)
+    assert scan is not None
+    plain = jpeg.replace(adobe, b"").replace(b"JFIF", b"jfif")
+    return {
+        "version": jpeg[:2] + b"\xff\xe0\0\x10JFIF\0\x09\1\0\0\1\0\1\0\0" + plain[2:],
+        "transform": plain[:2] + adobe + b"\x07" + plain[2:],
+        "coefficients": jpeg[: scan.end() - 2] + b"\x05\0" + jpeg[scan.end() :],
+    }
+
+
+@pytest.mark.parametrize("tenths", [3, 6, 9])
+@pytest.mark.parametrize("kind", JPEGS)
+def test_a_cut_jpeg_that_was_given_an_end_gives_no_half_picture(kind: str, tenths: int) -> None:
+    data, scan = JPEGS[kind], JPEGS[kind].index(b"\xff\xda") + 14
     with pytest.raises(InvalidImage, match="damaged or cut off"):
-        read(KINDS[kind][: len(KINDS[kind]) // 2] + b"\xff\xd9")
+        read(data[: scan + (len(data) - scan) * tenths // 10] + b"\xff\xd9")
+
+
+@pytest.mark.parametrize("kind", JPEGS)
+def test_a_jpeg_that_claims_more_lines_than_it_has_gives_no_half_picture(kind: str) -> None:
+    data = re.sub(rb"(?<=\xff[\xc0\xc2]\0.\x08)\0\x40", b"\1\0", JPEGS[kind], count=1, flags=re.DOTALL)
+    assert read_header(data).height == 256
+    with pytest.raises(InvalidImage, match="damaged or cut off"):
+        read(data)
+
+
+@pytest.mark.parametrize("what", ["version", "transform", "coefficients"])
+def test_unusual_values_in_a_jpeg_are_forgiven_and_hide_no_cut(what: str) -> None:
+    data = with_the_unusual(KINDS["4:4:4"])[what]
+    with pytest.raises(ValueError, match=r"Warning|Unknown|Invalid"):
+        simplejpeg.decode_jpeg(data)
+    assert np.array_equal(read(data).image, read(KINDS["4:4:4"]).image)
+    with pytest.raises(InvalidImage, match="damaged or cut off"):
+        read(data[: len(data) * 9 // 10] + b"\xff\xd9")
+
+
+def test_a_cmyk_jpeg_of_an_unknown_transform_has_its_colours() -> None:
+    data = KINDS["CMYK JPEG, Adobe's inverted"]
+    assert data.count(b"Adobe\0\x64\0\0\0\0\0") == 1
+    ycck = read(data.replace(b"Adobe\0\x64\0\0\0\0\0", b"Adobe\0\x64\0\0\0\0\x02")).image
+    odd = read(data.replace(b"Adobe\0\x64\0\0\0\0\0", b"Adobe\0\x64\0\0\0\0\x07")).image
+    assert np.array_equal(odd, ycck)
 
 
 def test_harmless_extra_bytes_in_a_jpeg_are_forgiven() -> None:

@@ -31,7 +31,8 @@ MASTER = ("core", "scheduler", "store", "engine", "api", "server")
 CHILD = ("workers/process*.py", "workers/session*.py")  # they may run models
 # Imported once the child has its device.
 INSIDE = (
-    "workers/session*.py", "workers/codecs*.py", "workers/png*.py", "workers/metadata*.py", "workers/watermark*.py",
+    "workers/session*.py", "workers/codecs*.py", "workers/jpeg*.py", "workers/png*.py", "workers/metadata*.py",
+    "workers/watermark*.py",
 )  # fmt: skip
 WEB = {"fastapi", "starlette", "uvicorn"}
 PIXELS = {"numpy", "cv2", "PIL", "imagecodecs"}
