@@ -194,7 +194,7 @@ class PoisonousJob(ImagePoolError):
 
 
 class DeadlineExceeded(ImagePoolError):
-    """The job's deadline passed before it could finish."""
+    """The job's deadline passed before it could finish, or it ran for longer than its model gives one request."""
 
     code = "deadline_exceeded"
 

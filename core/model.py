@@ -115,8 +115,9 @@ class ModelSpec:
 
     name, version, task: what clients call it and what it does (inpaint, edit, upscale, enhance, background_remove,
     style, stub). adapter: `module:Class`, imported in the worker only. options: handed to the adapter's constructor.
-    max_batch: the most items of one batch at any size. timeout: seconds one batch may run before the worker counts as
-    hung. pad: heights and widths are padded up to a multiple of it inside the adapter. needs_mask: takes image + mask.
+    max_batch: the most items of one batch at any size. timeout: seconds one batch may run; then it is ended where
+    its model passes checkpoints, and else its worker counts as hung. pad: heights and widths are padded up to a
+    multiple of it inside the adapter. needs_mask: takes image + mask.
     raw: the adapter gets and gives encoded bytes (no codec runs). work: cost relative to other models. scale_param:
     the parameter by which width and height grow. max_output_pixels: a request for a larger result is refused; the
     server's own bound may be lower. preload: loaded before the
@@ -248,14 +249,22 @@ class ModelSpec:
         return Group(self.name, self.version, height, width, fixed=fixed, limit=limit, stepped=self.stepped)
 
     def cost(self, image: ImagePart | None, params: Mapping[str, Any]) -> float:
-        """Relative work: 1.0 for a 512x512 image on a model of work 1.0, whose work is that of growing twofold. A
-        stepped model's `work` is that of one step."""
+        """Relative work: 1.0 for a 512x512 image on a model of work 1.0, whose work is that of growing twofold and
+        of its usual steps. What grows to a width and height counts by its result. A stepped model's `work` is that of
+        one step."""
         if image is None or self.stepped:
             height, width = self.canvas(image, params)
             steps = int(params[self.steps_param]) if self.steps_param else 1
             return self.work * max(1, steps) * max(0.05, height * width / REFERENCE_PIXELS)
-        growth = max(1.0, self.scale(params) ** 2 / 4)
-        return self.work * growth * max(0.05, image.header.pixels / REFERENCE_PIXELS)
+        pixels = image.header.pixels * max(1.0, self.scale(params) ** 2 / 4)
+        if not self.scale_param:
+            pixels = max(pixels, math.prod(self.canvas(image, params)))
+        return self.work * self._rounds(params) * max(0.05, pixels / REFERENCE_PIXELS)
+
+    def _rounds(self, params: Mapping[str, Any]) -> float:
+        """How many times its usual steps a job has."""
+        usual = self.params[self.steps_param].default if self.steps_param else None
+        return float(params[self.steps_param] / usual) if self.steps_param and usual else 1.0
 
 
 def _class_side(pixels: int, caps: Sequence[tuple[int, int]]) -> int:

@@ -169,7 +169,7 @@ class Settings(BaseSettings):
         "Queue", 1.0, "Largest part of the queue, and of body_bytes, that one tenant may fill.", gt=0, le=1)
 
     boot_timeout: Duration = setting("Workers", 600.0, "How long each part of a worker's boot may take.", gt=0)
-    hang_floor: Duration = setting("Workers", 30.0, "A batch never counts as hung before it ran this long.", gt=0)
+    hang_floor: Duration = setting("Workers", 30.0, "A batch may show no sign of life for at least so long.", gt=0)
     ping_interval: Duration = setting("Workers", 2.0, "How often an idle worker is asked for a sign of life.", gt=0)
     restart_backoff: Duration = setting("Workers", 0.5, "Pause before the first restart of a worker; it doubles.", gt=0)
     restart_backoff_max: Duration = setting("Workers", 30.0, "Longest pause before a restart.", gt=0)

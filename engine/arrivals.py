@@ -22,6 +22,7 @@ from scheduler.events import BatchEnded, BatchOutOfMemory, Event, ItemEnded, Par
 from workers.arena import Arena
 from workers.contract import PoolEvent, Said, WorkerDown, WorkerUp
 from workers.messages import (
+    Alive,
     BatchDidNotFit,
     BatchDone,
     Finished,
@@ -100,6 +101,8 @@ class Arrivals:
                 self._tell(BatchOutOfMemory(worker, incarnation, batch, text))
             case Loading(batch, _, done):
                 self._tell(events.Loading(worker, incarnation, batch, done))
+            case Alive(batch, patience):
+                self._tell(events.Alive(worker, incarnation, batch, patience))
             case Stuck(batch):
                 self._tell(events.Stuck(worker, incarnation, batch))
             case JobProgress(job, fraction):

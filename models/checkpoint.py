@@ -1,7 +1,8 @@
 """Where long computations ask whether anybody still wants what they compute.
 
 The worker says which items are being worked on (`wanted_for`); filters and loops deep below call `checkpoint()`, which
-costs a microsecond and raises `Abandoned` once none of these items is wanted. Pixels do not depend on it.
+costs a microsecond and raises `Abandoned` once none of these items is wanted. Pixels do not depend on it. It is also
+where the worker shows that it lives and ends what takes too long (`beating`).
 """
 
 from __future__ import annotations
@@ -14,10 +15,25 @@ from core.errors import Cancelled
 from models.base import Item, Output
 
 _items: ContextVar[Sequence[Item]] = ContextVar("items", default=())
+_beat: ContextVar[Callable[[], None] | None] = ContextVar("beat", default=None)
 
 
 class Abandoned(Exception):
     """Nobody wants any of the items that are being computed."""
+
+
+class OutOfTime(Exception):
+    """What is being computed has run for as long as it may."""
+
+
+@contextlib.contextmanager
+def beating(beat: Callable[[], None]) -> Iterator[None]:
+    """Within this block every checkpoint calls `beat`, which may raise `OutOfTime`."""
+    token = _beat.set(beat)
+    try:
+        yield
+    finally:
+        _beat.reset(token)
 
 
 @contextlib.contextmanager
@@ -31,7 +47,9 @@ def wanted_for(items: Sequence[Item]) -> Iterator[None]:
 
 
 def checkpoint() -> None:
-    """Raise `Abandoned` when all items that are being computed were cancelled."""
+    """Raise `Abandoned` when all items that are being computed were cancelled, `OutOfTime` when they take too long."""
+    if (beat := _beat.get()) is not None:
+        beat()
     items = _items.get()
     if items and all(item.cancelled() for item in items):
         raise Abandoned

@@ -13,8 +13,8 @@ class SchedulerConfig:
     shares: how the priorities P0-P3 share the devices by cost when all of them wait.
     margin: an idle device more than this many times slower than the quickest idle one is passed over.
     prefetch_lead: how long before its running batch ends a worker may be given a full one to follow.
-    hang_floor, hang_factor: a batch counts as hung after `hang_factor` times its expected time, but never before
-    `hang_floor`, and always after its tickets' own timeout.
+    hang_floor, hang_factor: a batch counts as hung when it has shown no sign of life for `hang_factor` times its
+    expected time, but never before `hang_floor`, and always after its tickets' own timeout.
     load_timeout: how long a worker may take to load a model for a batch; the batch's own time counts from then on.
     seats: how many stepped jobs a worker runs at once. urgent_seats: how many more, for P0 alone.
     kept_stories: how many ended jobs `story` still knows.

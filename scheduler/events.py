@@ -77,6 +77,17 @@ class Loading:
 
 
 @dataclass(frozen=True, slots=True)
+class Alive:
+    """What that incarnation computes or encodes of that batch goes on; it may show nothing more for `patience` seconds,
+    where that is more than is known of it."""
+
+    worker: str
+    incarnation: int
+    batch: int
+    patience: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Stuck:
     """A stepped job's image keeps a thread of that incarnation busy for longer than the job's timeout, beside others
     that step."""
@@ -147,6 +158,6 @@ class Tick:
 
 
 Event = (
-    Submitted | Cancelled | ItemEnded | BatchEnded | BatchOutOfMemory | Loading | Stepped | Stuck | Parked
+    Submitted | Cancelled | ItemEnded | BatchEnded | BatchOutOfMemory | Loading | Stepped | Alive | Stuck | Parked
     | WorkerReady | WorkerLost | WorkerDraining | LoadReport | Drain | Tick
 )

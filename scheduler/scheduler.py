@@ -57,6 +57,7 @@ class Scheduler:
             events.BatchOutOfMemory: self._batch_out_of_memory,
             events.Loading: self._loading,
             events.Stepped: self._stepped,
+            events.Alive: self._alive,
             events.Stuck: self._stuck,
             events.Parked: self._parked,
             events.WorkerReady: self._worker_ready,
@@ -375,6 +376,12 @@ class Scheduler:
         worker = self.roster.workers.get(event.worker)
         if worker is not None and worker.incarnation == event.incarnation:
             worker.seats.sign = self.now
+
+    def _alive(self, event: events.Alive) -> None:
+        batch = self.roster.holding(event.worker, event.incarnation, event.batch)
+        if batch is not None and not batch.worker.hung:
+            batch.sign, batch.patience = self.now, max(batch.patience, event.patience)
+            self.roster.file(batch.worker)
 
     def _stuck(self, event: events.Stuck) -> None:
         batch = self.roster.holding(event.worker, event.incarnation, event.batch)

@@ -61,7 +61,8 @@ class Batch:
 
     jobs: those that the worker has not answered yet, cancelled ones among them. expected: seconds it should take, None
     when nothing like it was measured yet. patience: seconds until it counts as hung; those for which it had to wait
-    for a forward come on top, at most `delay` for those of stepped jobs that have left since. alone: it holds a
+    for a forward come on top, at most `delay` for those of stepped jobs that have left since. sign: when it was last
+    said that it goes on; the seconds count from then. alone: it holds a
     suspect, and nothing is sent beside it. started: when it became its worker's running batch, or got its seat. spoilt:
     a job of it failed or was revoked, so that its time says nothing about others. parked, warm, share: see `Seats`.
     """
@@ -77,6 +78,7 @@ class Batch:
     delay: float = 0.0
     alone: bool = False
     started: float | None = None
+    sign: float = -math.inf
     spoilt: bool = False
     parked: bool = False
     warm: bool = False
@@ -90,7 +92,7 @@ class Batch:
     @property
     def hangs(self) -> float:
         """From when on it counts as hung."""
-        return math.inf if self.started is None else self.started + self.patience
+        return math.inf if self.started is None else max(self.started, self.sign) + self.patience
 
     def __repr__(self) -> str:
         return f"<Batch {self.number} {self.group.group} x{self.size} on {self.worker.name}>"

@@ -123,6 +123,15 @@ class Loading:
 
 
 @dataclass(frozen=True, slots=True)
+class Alive:
+    """That batch has come to a checkpoint of its model or to the encoding of a large result; the next sign of it may
+    take `patience` seconds, where that is more than the master would wait."""
+
+    batch: int
+    patience: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Stuck:
     """A codec thread has been busy with that batch, a stepped job, for longer than its model's timeout."""
 
@@ -216,6 +225,6 @@ class Pong:
 
 ToWorker = RunBatch | Drop | Ping | Stop
 FromWorker = (
-    Progress | Ready | BootFailed | Loading | Stuck | JobProgress | JobParked | JobPreview | StepReport | ItemsDone
-    | BatchDone | BatchDidNotFit | Pong
+    Progress | Ready | BootFailed | Loading | Alive | Stuck | JobProgress | JobParked | JobPreview | StepReport
+    | ItemsDone | BatchDone | BatchDidNotFit | Pong
 )

@@ -32,12 +32,13 @@ from core.model import ModelSpec
 from core.request import ImagePart, Span
 from models.base import Adapter, Item, Output
 from models.calls import lacks_memory
-from models.checkpoint import Abandoned, cancelled, checkpoint, wanted_for
+from models.checkpoint import Abandoned, OutOfTime, beating, cancelled, checkpoint, wanted_for
 from workers import codecs
 from workers.arena import ArenaView
 from workers.channel import WorkerEnd
 from workers.drops import Drops
 from workers.messages import (
+    Alive,
     BatchDidNotFit,
     BatchDone,
     Boot,
@@ -56,10 +57,12 @@ from workers.messages import (
 from workers.metadata import Metadata
 from workers.session_checks import check_output, plain
 from workers.session_models import Models
+from workers.session_pulse import Pulse, took_too_long
 from workers.session_steps import Steps
 from workers.watermark import draw
 
 PROGRESS_EVERY = 0.1  # seconds between two progress messages of one job
+LARGE = 12 << 20  # samples of a result whose encoding may take long
 BROKEN_DEVICE = 70  # exit code of a process whose CUDA context is beyond repair
 
 
@@ -346,11 +349,12 @@ class Session:
     def _run_guarded(
         self, spec: ModelSpec, batch: int, items: Sequence[tuple[str, Item]], handed: Container[str]
     ) -> list[Output | ErrorInfo | Exception | None]:
-        """The batch's outputs. When the batch raises, each item runs alone, so that only the guilty one fails; None for
-        those that are handed over already."""
+        """The batch's outputs. When the batch raises or takes too long, each item runs alone, so that only the
+        guilty one fails; None for those that are handed over already."""
         try:
             adapter, asked = self.adapter(spec, batch), [item for _, item in items]
-            with torch.inference_mode(), wanted_for(asked):
+            pulse = Pulse(self._channel, batch, spec.timeout)
+            with torch.inference_mode(), wanted_for(asked), beating(pulse):
                 checkpoint()
                 outputs = adapter.run(asked)
             if len(outputs) != len(items):
@@ -360,6 +364,9 @@ class Session:
             raise
         except Abandoned:
             return [None if job in handed else cancelled().info() for job, _ in items]
+        except OutOfTime:
+            if len(items) == 1:
+                return [None if job in handed else took_too_long(spec).info() for job, _ in items]
         except Exception as fault:
             if lacks_memory(fault):
                 raise torch.OutOfMemoryError(str(fault)) from None
@@ -399,6 +406,8 @@ class Session:
         self, prepared: Prepared, item: RunItem, decoded: Decoded, output: Output | ErrorInfo,
         timings: dict[str, float], spec: ModelSpec,
     ) -> None:
+        if isinstance(output, Output) and output.image is not None and output.image.size >= LARGE and not spec.stepped:
+            self._channel.send(Alive(prepared.batch.batch, spec.timeout))
         self._answer(prepared, self._store(item, decoded, output, timings, spec))
 
     def _store(

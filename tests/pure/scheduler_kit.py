@@ -10,6 +10,7 @@ from core.ticket import Group, Ticket
 from scheduler.commands import Command, Dispatch, Finish
 from scheduler.config import SchedulerConfig
 from scheduler.events import (
+    Alive,
     BatchEnded,
     BatchOutOfMemory,
     Cancelled,
@@ -119,6 +120,10 @@ class Play:
     def load(self, worker: str, job: str, done: bool = False, after: float = 0.0) -> list[Command]:
         """The worker begins to load the model of a job that it holds, or is through with it."""
         return self.tell(Loading(worker, self.incarnation[worker], self._batch(job), done), after)
+
+    def live(self, worker: str, job: str, patience: float = 0.0, after: float = 0.0) -> list[Command]:
+        """The worker says that a job's batch goes on."""
+        return self.tell(Alive(worker, self.incarnation[worker], self._batch(job), patience), after)
 
     def stick(self, worker: str, job: str, after: float = 0.0) -> list[Command]:
         """The image of a job keeps a thread of the worker."""

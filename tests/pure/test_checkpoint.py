@@ -9,7 +9,7 @@ import pytest
 
 from core.errors import Cancelled
 from models.base import Item, Output
-from models.checkpoint import Abandoned, checkpoint, wanted_for
+from models.checkpoint import Abandoned, OutOfTime, beating, checkpoint, wanted_for
 from tests.pure.model_kit import adapter, item, photo, photo_mask
 
 SIZE = (208, 144)
@@ -75,3 +75,19 @@ def test_a_checkpoint_asks_for_all_that_are_computed_and_for_none_outside() -> N
         checkpoint()
     with wanted_for([]):
         checkpoint()
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_a_model_that_takes_too_long_is_ended_at_a_checkpoint(name: str) -> None:
+    beats = 0
+
+    def beat() -> None:
+        nonlocal beats
+        beats += 1
+        if beats == 4:
+            raise OutOfTime
+
+    with beating(beat), pytest.raises(OutOfTime):
+        adapter(name).run([ask(name, Wish()), ask(name, Wish())])
+    checkpoint()
+    assert beats == 4, "outside of the block nobody counts"

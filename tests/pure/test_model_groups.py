@@ -84,3 +84,29 @@ def test_an_image_gives_the_size_where_none_is_asked_for() -> None:
 def test_what_a_model_takes_is_checked(takes: str) -> None:
     with pytest.raises(ValueError, match="'takes' must name roles"):
         read_spec(f'adapter = "a:B"\ntask = "x"\ntakes = {takes}\n', "words")
+
+
+GROWS = """
+adapter = "a:B"
+task = "upscale"
+scale_param = "scale"
+steps_param = "steps"
+params.scale = {type = "int", default = 2}
+params.steps = {type = "int", default = 20}
+"""
+SIZED = """
+adapter = "a:B"
+task = "resize"
+params.width = {type = "int", default = 0}
+params.height = {type = "int", default = 0}
+"""
+
+
+@pytest.mark.parametrize(("text", "params", "cost"), [
+    (GROWS, {}, 1), (GROWS, {"scale": 4}, 4), (GROWS, {"scale": 4, "steps": 100}, 20), (GROWS, {"steps": 10}, 0.5),
+    (SIZED, {}, 1), (SIZED, {"width": 2048, "height": 1024}, 8), (SIZED, {"width": 64, "height": 64}, 1),
+])  # fmt: skip
+def test_the_cost_counts_steps_and_the_pixels_of_the_result(text: str, params: dict[str, int], cost: float) -> None:
+    spec = read_spec(text, "some")
+    image = ImagePart("image", b"", ImageHeader("png", 512, 512), 1)
+    assert spec.cost(image, spec.check_params(params)) == pytest.approx(cost)

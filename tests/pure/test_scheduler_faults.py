@@ -9,7 +9,7 @@ from core.errors import BY_CODE, ErrorInfo, from_info
 from core.request import Priority
 from core.states import State
 from scheduler.commands import Dispatch, Finish, Requeue, Restart
-from scheduler.events import BatchEnded, BatchOutOfMemory, ItemEnded, WorkerDraining, WorkerLost, WorkerReady
+from scheduler.events import Alive, BatchEnded, BatchOutOfMemory, ItemEnded, WorkerDraining, WorkerLost, WorkerReady
 
 # --- a worker is lost -------------------------------------------------------------------------------------------------
 
@@ -294,6 +294,34 @@ def test_the_timeout_bounds_the_measured_limit():
     play.start("one", after=1000.0, timeout=3.0)
     began = play.now
     assert of(play.wake(), Restart) and play.now - began == pytest.approx(3.0)
+
+
+def test_a_batch_that_shows_that_it_goes_on_is_not_taken_to_hang():
+    play = Play("a", hang_floor=30.0)
+    play.warm("a", fixed=0.5, each=0.1)
+    play.start("one", after=1000.0, timeout=300.0)
+    began = play.now
+    for _ in range(14):
+        assert not of(play.live("a", "one", after=20.0), Restart)
+    assert of(play.wake(), Restart) and play.now - began == pytest.approx(14 * 20.0 + 30.0)
+
+
+def test_a_batch_that_said_how_long_its_next_part_may_take_has_that_time():
+    play = Play("a", hang_floor=30.0)
+    play.warm("a", fixed=0.5, each=0.1)
+    play.start("one", after=1000.0, timeout=120.0)
+    play.live("a", "one", patience=120.0, after=5.0)
+    assert not of(play.tick(after=119.0), Restart)
+    assert of(play.tick(after=2.0), Restart)
+
+
+@pytest.mark.parametrize("event", [Alive("a", 0, 1), Alive("a", 1, 77), Alive("nobody", 1, 1)])
+def test_a_sign_of_a_former_life_or_of_no_batch_changes_nothing(event):
+    play = Play("a", hang_floor=30.0)
+    play.start("one", timeout=40.0)
+    limit = play.scheduler.next_deadline()
+    play.tell(event, 10.0)
+    assert play.scheduler.next_deadline() == limit
 
 
 def test_the_time_of_a_prefetched_batch_counts_from_when_it_starts():

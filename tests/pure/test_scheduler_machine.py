@@ -15,6 +15,7 @@ from core.ticket import Ticket
 from scheduler.commands import Command, Dispatch, Finish, Requeue, Restart, Revoke
 from scheduler.config import SchedulerConfig
 from scheduler.events import (
+    Alive,
     BatchEnded,
     BatchOutOfMemory,
     Cancelled,
@@ -171,6 +172,13 @@ class SchedulerMachine(RuleBasedStateMachine):
         if self.held[worker]:
             batch, _ = self.held[worker][int(which * len(self.held[worker]))]
             self.past.append(Loading(worker, self.born[worker] - stale, batch, done))
+            self.tell(self.past[-1])
+
+    @rule(worker=workers, which=fractions, patience=st.floats(0.0, 20.0), stale=st.booleans())
+    def show_life(self, worker, which, patience, stale):
+        if self.held[worker]:
+            batch, _ = self.held[worker][int(which * len(self.held[worker]))]
+            self.past.append(Alive(worker, self.born[worker] - stale, batch, patience))
             self.tell(self.past[-1])
 
     @rule(worker=workers, which=fractions, stale=st.booleans())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import threading
@@ -15,6 +16,7 @@ import pytest
 import torch
 from engine_kit import STUB, png
 from image_kit import chunk, insert_after_header
+from PIL import Image
 
 from core.errors import BadRequest, Cancelled, OutOfMemory
 from core.header import read_header
@@ -22,10 +24,12 @@ from core.request import ImagePart, OutputFormat
 from models.base import Adapter, Output
 from models.checkpoint import checkpoint
 from workers import session as session_module
+from workers import session_pulse
 from workers.arena import Arena
 from workers.channel import Frames, WorkerEnd
 from workers.drops import Drops
 from workers.messages import (
+    Alive,
     BatchDidNotFit,
     BatchDone,
     Boot,
@@ -383,3 +387,61 @@ def test_a_batch_that_nobody_wants_ends_at_the_next_checkpoint_and_is_not_tried_
     bench.session._dropped.hold(1)
     answers = bench.answers(bench.item("a"), bench.item("b"))
     assert {answer.error.code for answer in answers.values()} == {"cancelled"} and runs == [2]
+
+
+class Slow(Adapter):
+    """Passes checkpoints; `rounds` of them for all but the job whose picture is dark."""
+
+    clock = 0.0
+    rounds = 1
+
+    def run(self, items):
+        for item in items:
+            for _ in range(100 if item.image.max() < 50 else self.rounds):
+                Slow.clock += 1.0
+                checkpoint()
+        return [Output(np.full_like(item.image, 7)) for item in items]
+
+
+@pytest.fixture
+def slow(tmp_path, monkeypatch):
+    """A bench whose model takes a second between its checkpoints and may take 20."""
+    monkeypatch.setattr(Slow, "clock", 0.0)
+    monkeypatch.setattr(session_pulse.time, "monotonic", lambda: Slow.clock)
+    return Bench(tmp_path, Slow, timeout=20.0, steps_param="steps")
+
+
+def dark():
+    file = io.BytesIO()
+    Image.new("RGB", (16, 12), (9, 9, 9)).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_a_job_that_takes_too_long_fails_with_what_to_ask_less_of_and_the_worker_goes_on(slow):
+    error = slow.answers(slow.item("long", dark()))["long"].error
+    assert error.code == "deadline_exceeded" and not error.retryable and Slow.clock < 25
+    assert "20 s" in error.message and "fewer steps" in error.message and "a smaller image" in error.message
+    assert slow.answers(slow.item("short"))["short"].error is None
+
+
+def test_of_a_batch_that_takes_too_long_only_the_guilty_job_fails(slow):
+    slow.adapter.rounds = 15
+    answers = slow.answers(slow.item("a"), slow.item("long", dark()), slow.item("b"))
+    assert {job: done.error and done.error.code for job, done in answers.items()} == {
+        "a": None, "long": "deadline_exceeded", "b": None,
+    }  # fmt: skip
+
+
+def test_a_long_batch_shows_that_it_goes_on_and_a_short_one_says_nothing(slow):
+    slow.adapter.rounds = 15
+    signs = [message for message in slow.run(slow.item("a")) if isinstance(message, Alive)]
+    assert len(signs) >= 10 and {sign.batch for sign in signs} == {1}
+    slow.adapter.rounds = 0
+    assert not [message for message in slow.run(slow.item("b")) if isinstance(message, Alive)]
+
+
+def test_the_encoding_of_a_large_result_is_told_before_it_begins(tmp_path, monkeypatch):
+    monkeypatch.setattr(session_module, "LARGE", 100)
+    bench = Bench(tmp_path, timeout=77.0)
+    said = bench.run(bench.item("a"))
+    assert said[0] == Alive(1, 77.0)
