@@ -143,11 +143,13 @@ class Reader:
         return found
 
     def _check_second(self, spec: ModelSpec, first: ImageRequest) -> None:
-        """Raise `TooLarge` now for a second job that would be refused when the first is done."""
+        """Raise `TooLarge` or `InvalidParameter` now for a second job that would be refused when the first is done."""
         if then := first.client.get("then"):
-            spec.check_size(first.frame, first.params)
+            spec.check_size(first.frame, first.params, first.output.format)
             made = unseen(*spec.canvas(first.frame, first.params))
-            self._engine.catalogue[then["model"]].check_size(made, then["params"])
+            self._engine.catalogue[then["model"]].check_size(
+                made, then["params"], then["output"]["format"]
+            )
 
     def _enlarge(self, scale: int, output: OutputFormat) -> dict[str, Any]:
         """What the second job of a task is to be, as plain data."""

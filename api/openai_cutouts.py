@@ -37,9 +37,10 @@ def remover(catalogue: Catalogue, format: str) -> ModelSpec:
 
 
 def check_size(wanted: ImageRequest, drawer: ModelSpec, remover: ModelSpec) -> None:
-    """Raise `TooLarge` before anything is drawn that could not be cut out."""
-    drawer.check_size(wanted.frame, wanted.params)
-    remover.check_size(unseen(*drawer.canvas(wanted.frame, wanted.params)), remover.check_params({}))
+    """Raise `TooLarge` or `InvalidParameter` before anything is drawn that could not be cut out."""
+    drawer.check_size(wanted.frame, wanted.params, "png")
+    drawn = unseen(*drawer.canvas(wanted.frame, wanted.params))
+    remover.check_size(drawn, remover.check_params({}), wanted.output.format)
 
 
 def first(request: ImageRequest) -> ImageRequest:

@@ -19,6 +19,9 @@ from core.pickles import by_position
 
 ImageFormat = Literal["png", "jpeg", "webp", "avif"]
 MAX_SIDE = 65_535
+WRITTEN_SIDE: Mapping[ImageFormat, int] = {"png": 65_535, "jpeg": 65_500, "webp": 16_383, "avif": 65_535}
+"""The longest side, in pixels, that a file of the format can be given when it is written."""
+
 NAMES: Mapping[ImageFormat, str] = {"png": "PNG", "jpeg": "JPEG", "webp": "WebP", "avif": "AVIF"}
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from core.errors import InvalidParameter, TooLarge, UnknownModel
+from core.header import NAMES, WRITTEN_SIDE, ImageFormat
 from core.recipe import read_recipe
 from core.request import ROLES, ImagePart
 from core.ticket import Group
@@ -211,9 +212,17 @@ class ModelSpec:
             width = width or image.header.upright_width * scale
         return height or self.side, width or self.side
 
-    def check_size(self, image: ImagePart | None, params: Mapping[str, Any]) -> None:
-        """Raise `TooLarge` when the result would have more than `max_output_pixels`."""
+    def check_size(self, image: ImagePart | None, params: Mapping[str, Any], format: ImageFormat) -> None:
+        """Raise `TooLarge` when the result would have more than `max_output_pixels`, `InvalidParameter` when a file of
+        that format cannot hold it."""
         height, width = self.canvas(image, params)
+        if max(height, width) > WRITTEN_SIDE[format] and not self.raw:
+            holding = [name for name, side in WRITTEN_SIDE.items() if max(height, width) <= side]
+            raise InvalidParameter(
+                f"the result would have {width} × {height} pixels, and a side of {NAMES[format]} holds at most "
+                f"{WRITTEN_SIDE[format]:,}; ask for {f'the format {holding[0]}' if holding else 'a smaller result'}",
+                parameter="format", width=width, height=height, max_side=WRITTEN_SIDE[format],
+            )  # fmt: skip
         if height * width <= self.max_output_pixels:
             return
         if self.scale(params) > 1:

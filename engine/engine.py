@@ -219,11 +219,11 @@ class Engine:
 
     def _served(self, request: ImageRequest) -> ModelSpec:
         """The model of a request that can be served. Raises `UnknownModel`, `ModelFailed`, or `TooLarge` for a result
-        of more pixels than the model gives."""
+        of more pixels than the model gives, `InvalidParameter` for one that its format cannot hold."""
         if why := self.refusal(request.model):
             raise ModelFailed(f"{why}; its operator can mend that and restart the server")
         spec = self.catalogue[request.model]
-        spec.check_size(request.frame, request.params)
+        spec.check_size(request.frame, request.params, request.output.format)
         return spec
 
     async def submit(self, request: ImageRequest, permit: Permit | None = None) -> Job:
@@ -400,7 +400,7 @@ class Engine:
         try:
             spec = self.catalogue[job.request.model]
             job.request = replace(job.request, params=spec.check_params(job.request.params))
-            spec.check_size(job.request.frame, job.request.params)
+            spec.check_size(job.request.frame, job.request.params, job.request.output.format)
         except (UnknownModel, InvalidParameter, TooLarge) as fault:  # the model has gone or changed since
             spec = ModelSpec(job.request.model, "", "")
             live = Live(job, spec, Ticket(job.id, spec.group(job.request.frame, {}, ())), grant,

@@ -19,7 +19,7 @@ import simplejpeg
 from PIL import AvifImagePlugin, Image
 
 from core.errors import BadOutput, ImagePoolError, InvalidImage, InvalidParameter
-from core.header import NAMES, ImageFormat, ImageHeader
+from core.header import NAMES, WRITTEN_SIDE, ImageFormat, ImageHeader
 from core.headers.webp import chunks as webp_chunks
 from workers import jpeg, png
 from workers import metadata as meta
@@ -27,7 +27,6 @@ from workers.metadata import Metadata
 from workers.png import MAX_ICC
 
 DEFAULT_QUALITY: Mapping[str, int] = {"jpeg": 90, "webp": 90, "avif": 75}
-MAX_SIDE: Mapping[str, int] = {"png": 65_535, "jpeg": 65_500, "webp": 16_383, "avif": 65_535}  # when writing
 FULL_COLOUR = 95  # JPEG quality from which on colour is kept at full resolution (4:4:4 instead of 4:2:0)
 
 Subsampling = Literal["420", "444"]
@@ -118,10 +117,10 @@ def encode(
     """
     if image.dtype != np.uint8 or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (3, 4))):
         raise BadOutput(f"the model answered with {image.dtype} of shape {image.shape}, which is no image")
-    if not 0 < min(image.shape[:2]) <= max(image.shape[:2]) <= MAX_SIDE[format]:
+    if not 0 < min(image.shape[:2]) <= max(image.shape[:2]) <= WRITTEN_SIDE[format]:
         height, width = image.shape[:2]
         raise InvalidParameter(
-            f"the result is {width} × {height} pixels; {NAMES[format]} holds sides from 1 to {MAX_SIDE[format]}, "
+            f"the result is {width} × {height} pixels; {NAMES[format]} holds sides from 1 to {WRITTEN_SIDE[format]}, "
             "ask for another output format",
             parameter="format",
         )

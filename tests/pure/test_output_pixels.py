@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from engine_kit import STUB, TEST_MODELS
 
-from core.errors import BadOutput, TooLarge
+from core.errors import BadOutput, InvalidParameter, TooLarge
 from core.header import ImageHeader
 from core.model import read_spec
 from core.request import ImagePart
@@ -54,9 +54,9 @@ def part(width: int, height: int, orientation: int = 1) -> ImagePart:
 
 def test_the_refusal_tells_the_numbers_and_what_to_change() -> None:
     spec = read_spec(GROWS, "grow")
-    spec.check_size(part(25, 10), {"scale": 2})
+    spec.check_size(part(25, 10), {"scale": 2}, "png")
     with pytest.raises(TooLarge) as told:
-        spec.check_size(part(26, 10, orientation=6), {"scale": 2})
+        spec.check_size(part(26, 10, orientation=6), {"scale": 2}, "png")
     assert "20 × 52 = 1,040" in told.value.message and "1,000" in told.value.message and "scale" in told.value.message
     assert told.value.details["max_output_pixels"] == 1000 and told.value.details["parameter"] == "scale"
 
@@ -67,6 +67,32 @@ def test_a_worker_takes_no_larger_answer_either() -> None:
     with pytest.raises(BadOutput, match="1,000 pixels"):
         check_output(image, Item({}, image, size=(40, 40)), spec)
     assert check_output(image, Item({}, image, size=(40, 40)), STUB) is image
+
+
+LONG = png(4200, 1)
+
+
+@pytest.mark.parametrize(("format", "side"), [("webp", 16_383), ("jpeg", 65_500), ("avif", 65_535), ("png", 65_535)])
+def test_a_side_that_the_format_cannot_hold_is_refused_by_its_number(format: Any, side: int) -> None:
+    spec = read_spec(GROWS.replace("= 1000", "= 1000000"), "grow")
+    spec.check_size(part(side // 4, 1), {"scale": 4}, format)
+    with pytest.raises(InvalidParameter, match=f"{side:,}") as told:
+        spec.check_size(part(1, side // 4 + 1), {"scale": 4}, format)
+    assert told.value.details["parameter"] == "format" and str(side // 4 * 4 + 4) in told.value.message
+
+
+@pytest.mark.parametrize(("url", "more"), [
+    ("/run/upscale?scale=4&format=webp", {"content": LONG}),
+    ("/run/upscale", {"files": {"image": LONG}, "data": {"scale": "4", "format": "webp"}}),
+    ("/jobs", {"json": {
+        "model": "upscale", "image": base64.b64encode(LONG).decode(), "params": {"scale": 4}, "format": "webp",
+    }}),
+])  # fmt: skip
+async def test_such_a_result_is_refused_before_there_is_a_job(tmp_path: Path, url: str, more: dict[str, Any]) -> None:
+    async with world(tmp_path, max_output_pixels=1_000_000) as server:
+        answer = await server.client.post(url, **more)
+        assert answer.status_code == 422 and "16,383" in answer.text and "png" in answer.text
+        assert server.engine.snapshot()["jobs"]["total"] == 0 and not server.ran
 
 
 FORM = {"file": ("a.png", PICTURE, "image/png")}
