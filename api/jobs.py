@@ -127,7 +127,7 @@ def read_prefer(values: list[str]) -> tuple[float, str | None]:
         value = value.strip('"')
         if name.lower() == "respond-async":
             return 0.0, "respond-async"
-        if name.lower() == "wait" and value.isdigit() and len(value) < 10:
+        if name.lower() == "wait" and value.isascii() and value.isdigit() and len(value) < 10:
             seconds = min(float(value), MAX_WAIT)
             return seconds, f"wait={seconds:.0f}"
     return 0.0, None
@@ -213,7 +213,7 @@ def router(engine: Engine, settings: Settings, keepalive: float = 15.0) -> APIRo
         `jpeg`), until the job has ended; `Last-Event-ID` resumes."""
         job = await engine.job(job_id(id), caller(request).tenant)
         last = request.headers.get("last-event-id", "")
-        after = int(last) if last.isdigit() and len(last) < 19 else 0
+        after = int(last) if last.isascii() and last.isdigit() and len(last) < 19 else 0
         lines = event_lines(engine.events(job.id, job.request.tenant, after), keepalive)
         return StreamingResponse(lines, headers={"cache-control": "no-store"}, media_type="text/event-stream")
 

@@ -13,6 +13,7 @@ from api.auth import Caller, read_priority
 from core import loras
 from core.errors import InvalidParameter
 from core.model import FALSE, TRUE, ModelSpec
+from core.numbers import is_number
 from core.request import OutputFormat, Priority
 
 FORMATS = {"png": "png", "jpeg": "jpeg", "jpg": "jpeg", "webp": "webp", "avif": "avif"}
@@ -108,8 +109,8 @@ def _number(value: Any, name: str, low: float, high: float) -> float | None:
     if value is None or value == "":
         return None
     try:
-        number = math.nan if isinstance(value, (bool, list, dict)) or len(str(value)) > 64 else float(value)
-    except ValueError:
+        number = float(value) if is_number(value) else math.nan
+    except OverflowError:
         number = math.nan
     if not low <= number <= high:
         raise InvalidParameter(f"{name} must be a number from {low:g} to {high:g}", parameter=name)

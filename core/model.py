@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from core.errors import InvalidParameter, TooLarge, UnknownModel
 from core.header import NAMES, WRITTEN_SIDE, ImageFormat
+from core.numbers import is_number
 from core.recipe import read_recipe
 from core.request import ROLES, ImagePart
 from core.ticket import Group
@@ -79,7 +80,7 @@ class Param:
             if word not in TRUE | FALSE:
                 raise self._refuse("must be true or false")
             return word in TRUE
-        if isinstance(value, bool) or not isinstance(value, (int, float, str)) or len(str(value)) > 64:
+        if not is_number(value):
             raise self._refuse(f"must be {'a whole number' if self.type == 'int' else 'a number'}")
         try:
             number = float(value)

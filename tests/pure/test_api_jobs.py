@@ -94,6 +94,7 @@ async def test_prefer_wait_gives_up_after_its_time_and_the_job_goes_on(server: S
         ([], (0.0, None)),
         (["respond-async"], (0.0, "respond-async")),
         (["respond-async, wait=10"], (0.0, "respond-async")),
+        (["wait=\xb2"], (0.0, None)),
         (["handling=strict", 'Wait="7"'], (7.0, "wait=7")),
         (["wait=99999"], (300.0, "wait=300")),
         (["wait=-1"], (0.0, None)),

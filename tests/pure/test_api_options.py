@@ -108,3 +108,21 @@ def test_loras_that_no_model_could_take_are_refused_at_once(names: str, weights:
     with pytest.raises(InvalidParameter, match=about):
         read(lora_name=names, lora_weight=weights)
     assert read(lora_name="a,b, c", lora_weight="0.5,1,2").params["lora_name"] == "a,b, c"
+
+
+ODD = ["٢", "²", "𝟐", "2_0", " 2 ", "2\n", "0x2", "nan", "inf", "-Infinity", "1,5", "", "+", ".", "1e", "2 0", "２"]
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_only_plain_numbers_are_numbers(odd: str) -> None:
+    for name, kind in (("seed", "a whole number"), ("strength", "a number")):
+        with pytest.raises(InvalidParameter, match=kind):
+            SPEC.params[name].check(odd)
+    for name in ("quality", "deadline") if odd else ():
+        with pytest.raises(InvalidParameter, match=name):
+            read(**{name: odd})
+
+
+@pytest.mark.parametrize("plain", ["0.5", ".5", "5e-1", "1", "1.", 1, 0.5, "+0.5"])
+def test_plain_numbers_are_read(plain: Any) -> None:
+    assert SPEC.params["strength"].check(plain) == float(plain)
