@@ -2,8 +2,10 @@
 
 No operation here finds a thing, so such a word must not change the whole picture. It is bound to a thing when a word
 that nobody knows stands where its noun does: behind it ("a red dress", "sharpen the eyes", "contrast of the sky") or,
-with a verb, before it ("turn the car blue", "her hair is gold"). Words for the picture itself ("a warm light", "make
-the photo brighter") and scenes bind nothing. Each look goes `REACH` phrases far at the most.
+with a verb, before it ("turn the car blue", "her hair is gold"), or where somebody is meant ("make her red"). A colour
+is so too when such a word is anywhere ("the car, make it blue", "green for the eyes") and none for the picture does.
+What lies on a thing ("a star on the flag") is no look of the picture either. Words for the picture itself ("a warm
+light", "make the photo brighter") and scenes bind nothing. Each look goes `REACH` phrases far at the most.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from core.vocabulary import Term
+from core.vocabulary import STAGES, Term
 
 REACH = 10
 MOST = 200  # more colours and degrees than anybody writes
@@ -24,7 +26,12 @@ BECOMING = frozenset({"变成", "改成", "转成", "turned", "turns", "turn"})
 ACTING = frozenset({"提亮", "增亮", "调亮", "调暗", "压暗", "变亮", "变暗", "锐化", "模糊", "平滑"})
 LOCAL = frozenset({
     "brighter", "darker", "contrast", "flat", "warmer", "cooler", "vivid", "muted", "blur", "soft", "sharpen",
+    "black_and_white",
 })  # fmt: skip
+PRONOUNS = frozenset({"it", "thing", "things", "stuff", "它"})  # of the picture, unless a thing is named
+PERSONS = frozenset({"her", "him", "them", "me", "us", "他", "她"})
+ON = frozenset({"on", "around", "at", "上"})
+GROUNDS = frozenset({"canvas", "paper", "linen", "silk", "wood"})  # of paintings
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +55,33 @@ def phrase(term: Term, text: str) -> Phrase:
 
 def bound(phrases: Sequence[Phrase]) -> frozenset[int]:
     """The places of the phrases that are meant for a thing, among the first `MOST` that could be."""
-    places = [at for at, phrase in enumerate(phrases) if phrase.bindable]
-    return frozenset(at for at in places[:MOST] if _is_bound(phrases, at))
+    places = [at for at, phrase in enumerate(phrases) if phrase.bindable][:MOST]
+    found = {at for at in places if _is_bound(phrases, at)}
+    if _names_a_thing_alone(phrases):
+        found |= {at for at in places if phrases[at].kind == "colour"}
+    drawn = [at for at, phrase in enumerate(phrases) if phrase.kind == "op" and _can_lie(phrase.term)][:MOST]
+    return frozenset(found | {at for at in drawn if _lies_on_a_thing(phrases, at)})
+
+
+def _names_a_thing_alone(phrases: Sequence[Phrase]) -> bool:
+    """Whether there is a word that nobody knows and none for the picture as a whole or for what it has."""
+    kinds = {phrase.kind for phrase in phrases if phrase.text not in PRONOUNS}
+    named = any(phrase.kind == "unknown" and phrase.text[:1].isalpha() for phrase in phrases)
+    return named and not kinds & {*WHOLES, "aspect"}
+
+
+def _can_lie(term: Term) -> bool:
+    return term.weak or STAGES[term.name] == "style"
+
+
+def _lies_on_a_thing(phrases: Sequence[Phrase], at: int) -> bool:
+    """Whether "on" and a thing's name follow: "ink on her arm", but not "ink on paper"."""
+    place = at + 1
+    if place >= len(phrases) or phrases[place].text not in ON:
+        return False
+    while place + 1 < len(phrases) and phrases[place + 1].kind in ("determiner", "colour", "degree"):
+        place += 1
+    return place + 1 < len(phrases) and phrases[place + 1].text not in GROUNDS and _is_thing(phrases, place + 1)
 
 
 def _is_bound(phrases: Sequence[Phrase], at: int) -> bool:
@@ -59,6 +91,8 @@ def _is_bound(phrases: Sequence[Phrase], at: int) -> bool:
     if phrases[at].text == "sky blue" and at and phrases[at - 1].kind in ("verb", "cause"):
         return not _next_is(phrases, at, "aspect", *WHOLES)  # "turn the sky blue"
     ahead = _ahead(phrases, at)
+    if ahead is None and before >= 0 and phrases[before].text in PERSONS and (linked or _caused(phrases, before)):
+        return True
     return ahead if ahead is not None else _behind(phrases, at, before, linked)
 
 

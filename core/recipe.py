@@ -1,9 +1,9 @@
 """Reads a prompt (English or Chinese) into a recipe of image operations. No network: a lexicon and a small grammar.
 
 The longest phrase known wins at each place. Degree words ("slightly", "very", "50%", 稍微, 一点) set the strength of
-the operation they stand at; "less" turns it into its opposite; a negation holds to the end of its clause; "not too
-bright" bounds what was asked elsewhere. Operations come out in the order in which they are applied, which is that of
-`core.vocabulary`.
+the operation they stand at; "less" and a minus turn it into its opposite; a negation holds to the end of its clause;
+"not too bright" bounds what was asked elsewhere. Operations come out in the order in which they are applied, which is
+that of `core.vocabulary`.
 """
 
 from __future__ import annotations
@@ -128,6 +128,11 @@ class _Reader:
                         degree = 1.0
                     less = capped = after = False
                     continue
+                case "degree" if term.value < 0 and last and (after or then.kind not in ("op", "colour")):
+                    self._reverse(last, -term.value)
+                case "degree" if term.value < 0:
+                    degree, less = -term.value, True
+                    continue
                 case "degree":
                     if last and (after or term.trails or then.kind not in ("op", "colour")):
                         self.strengths[last] = term.value
@@ -165,6 +170,12 @@ class _Reader:
         else:
             self.weak.discard(name)
         return name
+
+    def _reverse(self, name: str, degree: float) -> None:
+        """What was asked for by less than nothing is its opposite, where it has one."""
+        self.strengths.pop(name, None)
+        if opposite := OPPOSITES.get(name):
+            self.strengths[opposite] = max(self.strengths.get(opposite, 0.0), degree)
 
     def _drop_weak(self) -> None:
         strong = {STAGES[name] for name in self.strengths if name in STAGES and name not in self.weak}

@@ -114,7 +114,7 @@ join | and, or, plus, & | 和, 或, 与, 且, 又, 、
 fill | with, more, even, also, colour, tone | 更, 更加, 再, 色调, 色
 verb | make, turn, add, change, convert, transform, apply, give, create, keep, use, let | 让, 把, 使, 变成, 加, 添加, 改成, 转成, 保持
 by | by, increase, raise, boost | 增加, 提高, 提升, 增强, 加强
-skip | not only, not just, nothing but, falling, ice cream, spring roll, no matter | 漂亮, 月亮, 不仅, 不但, 不只, 冷静, 雨伞, 一点也, 无论, 点缀
+skip | not only, not just, nothing but, falling, ice cream, spring roll, olive oil, palm oil, coconut oil, no matter | 漂亮, 月亮, 不仅, 不但, 不只, 冷静, 雨伞, 一点也, 无论, 点缀
 """
 
 # Words that mean no operation. They say what a colour or a degree beside them is meant for (`core.objects`). "picture"
@@ -140,7 +140,7 @@ OPPOSITES: Mapping[str, str] = {
     "grain": "smooth",
 }  # fmt: skip
 
-_TOKEN = re.compile(r"[a-z]+(?:'[a-z]+)?|\d+(?:\.\d+)?%?|[㐀-鿿]|[^\w\s\-]|\n")
+_TOKEN = re.compile(r"[a-z]+(?:'[a-z]+)?|(?<![\w%])-\d+(?:\.\d+)?%|\d+(?:\.\d+)?%?|[㐀-鿿]|[^\w\s\-]|\n")
 _ARTICLES = {"the", "a", "an"}
 _SUFFIXES = ("s", "es", "ed", "d", "ing", "er", "r", "en", "ened", "ening", "ens", "ish", "ly", "y", "ness")
 
@@ -160,7 +160,7 @@ class Term:
 
 def tokens(text: str) -> list[str]:
     """Lower-case words, numbers, single Chinese characters and punctuation marks; articles are left out."""
-    text = text.lower().replace("’", "'").replace("color", "colour").replace("gray", "grey")
+    text = text.lower().replace("’", "'").replace("−", "-").replace("color", "colour").replace("gray", "grey")
     return [token for token in _TOKEN.findall(text) if token not in _ARTICLES]
 
 

@@ -95,6 +95,11 @@ def test_both_languages_name_the_same_operation(english: str, chinese: str, oper
         ("非常鲜艳的油画", {"vivid": 1.5, "oil": 1.0}),
         ("暖一点亮一点", {"brighter": 0.5, "warmer": 0.5}),
         ("亮度增加50％", {"brighter": 0.5}),
+        ("bright -1000%", {"darker": 2.0}),
+        ("brightness −20%", {"darker": 0.2}),
+        ("-20% contrast, warmer", {"flat": 0.2, "warmer": 1.0}),
+        ("make it warmer by -30%", {"cooler": 0.3}),
+        ("10-20% brighter", {"brighter": 0.2}),
     ],
 )
 def test_degrees_set_the_strength_of_the_operation_they_stand_at(prompt: str, expected: dict[str, float]) -> None:
@@ -146,7 +151,7 @@ def test_operations_come_in_the_order_of_the_vocabulary_whatever_the_prompt_says
     assert one == other == sorted(one, key=list(STAGES).index)
 
 
-@pytest.mark.parametrize("prompt", ["", "   ", "hello there", "你好", "!!!", "teh qick brwon fox jmps"])
+@pytest.mark.parametrize("prompt", ["", "   ", "hello there", "你好", "!!!", "teh qick brwon fox jmps", "olive oil"])
 def test_a_prompt_without_a_known_word_is_refused_with_what_is_known(prompt: str) -> None:
     with pytest.raises(InvalidParameter) as caught:
         read_recipe(prompt)
@@ -183,7 +188,11 @@ FOR_ONE_THING = (
     "把衣服换成红色", "more contrast in the eyes", "make eyes 50% brighter", "her eyes should be green", "dark eyes",
     "make the whole dress red", "colour her lips red", "turn the red car blue", "make her lips red and eyes blue",
     "把头发颜色改成金色", "让照片中的花更鲜艳", "a woman wearing red", "make the eyes in the photo brighter",
-    "change the hair color to gold",
+    "change the hair color to gold", "make\teyes\ngreen", "green for the eyes", "car: blue", "the car, make it blue",
+    "make it red, the car", "the car. make it red", "眼睛 make green", "make her red", "make her look green",
+    "把她变红",
+    "black and white cat", "make the cat black and white", "a star on the flag", "ink on her arm",
+    "a flower on her dress",
 )
 FOR_THE_PICTURE = (
     "make it green", "make everything blue", "make the whole image green", "make the picture of my cat brighter",
@@ -199,7 +208,9 @@ FOR_THE_PICTURE = (
     "深蓝色", "加一点红色", "蓝色风格", "make this green", "turn it red", "watercolour of a boat",
     "orange sunset over the sea", "green forest", "make it brighter and sharper please",
     "make my photo pop with vivid colors", "red light", "a green picture", "make colors warmer",
-    "make the light warmer",
+    "make the light warmer", "oil on canvas", "ink on paper", "black and white", "turn her portrait blue",
+    "make me a warm picture", "a purple look for my cat's picture", "snow on the roofs", "winter landscape with snow",
+    "a warm sunset", "make it warmer", "水彩画", "black and white street", "watercolour of a star on the flag",
 )
 
 
