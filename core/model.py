@@ -30,6 +30,7 @@ WORDS: Mapping[str, tuple[str, Any]] = {
 REFERENCE_SIDE = 512
 REFERENCE_PIXELS = REFERENCE_SIDE * REFERENCE_SIDE
 MAX_TEXT = 8_192
+MAX_RECIPE = 4_096  # it is read word by word where requests are taken, and that is to take no time
 _HALF = re.compile("[\ud800-\udfff]")
 RANDOM_SEED = -1
 MAX_IMAGES = 16  # of one role in a request
@@ -39,8 +40,8 @@ MAX_IMAGES = 16  # of one role in a request
 class Param:
     """One parameter of a model. `group`: the network takes it once per batch, so it is part of the group.
 
-    A `recipe` is a prompt that must be readable by `core.recipe`. A string is at most `MAX_TEXT` characters. An int
-    fits 64 bits, signed or not: answers and seeds go no further.
+    A `recipe` is a prompt that must be readable by `core.recipe`, of at most `MAX_RECIPE` characters; a string has at
+    most `MAX_TEXT`. An int fits 64 bits, signed or not: answers and seeds go no further.
     """
 
     name: str
@@ -93,8 +94,9 @@ class Param:
     def _text(self, value: Any) -> str:
         if not isinstance(value, str):
             raise self._refuse("must be text")
-        if len(value) > MAX_TEXT:
-            raise self._refuse(f"has {len(value)} characters; the most is {MAX_TEXT}")
+        most = MAX_RECIPE if self.type == "recipe" else MAX_TEXT
+        if len(value) > most:
+            raise self._refuse(f"has {len(value)} characters; the most is {most}")
         if "\0" in value or _HALF.search(value):
             raise self._refuse("holds a character that is no text (NUL or half of a surrogate pair)")
         return value.strip()
