@@ -6,7 +6,6 @@ The parser of heads cannot do it: it does not tell where a body ends, and what f
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from enum import Enum, auto
 
 from core.errors import BadRequest
@@ -14,6 +13,7 @@ from core.errors import BadRequest
 MAX_LINE = 256      # bytes of a chunk's size and extensions
 MAX_TRAILER = 8192  # bytes of fields after the last chunk, which nobody reads
 MALFORMED = "the chunks of the body are malformed"
+WHOLE = re.compile(rb"([0-9A-Fa-f]{1,4})\r\n")  # a line of the plain kind, which nearly all are
 SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?\r\n")
 FIELD = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e\x80-\xff]*\r\n")
 
@@ -41,18 +41,22 @@ class Chunks:
     def done(self) -> bool:
         return self._place is Place.DONE
 
-    def read(self, data: bytes, at: int, take: Callable[[memoryview], None]) -> int:
-        """Hand the parts of the body in `data` from `at` on to `take`. The position after what belongs to the body.
-        Raises `BadRequest` for what is no chunk, and what `take` raises."""
-        view = memoryview(data)
+    def read(self, data: bytes, at: int) -> tuple[int, bytes, int]:
+        """The position after what belongs to the body in `data` from `at` on; what the chunks there hold, joined; and
+        in how many pieces it came. Raises `BadRequest` for what is no chunk."""
+        parts: list[bytes] = []
         while at < len(data) and self._place is not Place.DONE:
+            if self._place is Place.SIZE and not self._line:
+                at = _read_whole(data, at, parts)
+                if at == len(data):
+                    break
             if self._place is Place.DATA:
-                part = view[at : at + self._left]
+                part = data[at : at + self._left]
                 at += len(part)
                 self._left -= len(part)
                 if not self._left:
                     self._place = Place.END
-                take(part)
+                parts.append(part)
                 continue
             most = MAX_LINE if self._place is Place.SIZE else 2 if self._place is Place.END else MAX_TRAILER
             end = data.find(b"\n", at, at + most) + 1
@@ -65,7 +69,7 @@ class Chunks:
                 self._read_line(line)
             else:
                 self._line = line
-        return at
+        return at, parts[0] if len(parts) == 1 else b"".join(parts), len(parts)
 
     def _read_line(self, line: bytes) -> None:
         if self._place is Place.SIZE:
@@ -84,3 +88,17 @@ class Chunks:
             self._trailer += len(line)
             if self._trailer > MAX_TRAILER or FIELD.fullmatch(line) is None:
                 raise BadRequest(MALFORMED)
+
+
+def _read_whole(data: bytes, at: int, parts: list[bytes]) -> int:
+    """Append what the next chunks hold, as long as they are plain, have data and are there to their ends; the position
+    after them. Short, for there may be thousands."""
+    match, append = WHOLE.match, parts.append
+    while (found := match(data, at)) is not None:
+        begin = found.end()
+        end = begin + int(found[1], 16)
+        if end == begin or data[end : end + 2] != b"\r\n":
+            break
+        append(data[begin:end])
+        at = end + 2
+    return at

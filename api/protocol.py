@@ -166,7 +166,9 @@ class Protocol(HttpToolsProtocol):
                 return len(data)
         try:
             if self._chunks is not None:
-                at = self._chunks.read(data, at, self._take)
+                at, part, pieces = self._chunks.read(data, at)
+                if pieces:
+                    self._take(part, pieces)
             else:
                 part = memoryview(data)[at : at + self._rest]
                 at += len(part)
@@ -293,8 +295,9 @@ class Protocol(HttpToolsProtocol):
             self._end_body()
         return size + read
 
-    def _take(self, body: memoryview) -> None:
-        self._pieces += 1
+    def _take(self, body: bytes | memoryview, pieces: int = 1) -> None:
+        """`body` has come, in so many pieces."""
+        self._pieces += pieces
         self._size += len(body)
         if self._pieces > MAX_CHUNKS and self._size < self._pieces * MIN_CHUNK:
             raise BadRequest(f"the body comes in pieces of less than {MIN_CHUNK} bytes; send larger ones")

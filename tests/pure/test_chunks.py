@@ -17,7 +17,9 @@ def read(data: bytes, cuts: tuple[int, ...] = ()) -> tuple[bytes, bytes]:
     body, chunks, at = bytearray(), Chunks(), 0
     for end in (*sorted(cuts), len(data)):
         if not chunks.done:
-            at += chunks.read(data[at:end], 0, body.extend)
+            read, part, _ = chunks.read(data[at:end], 0)
+            at += read
+            body += part
     assert chunks.done
     return bytes(body), data[at:]
 
@@ -34,7 +36,10 @@ def test_whatever_comes_is_read_or_refused_the_same_wherever_it_is_cut(data: byt
         chunks, body, at = Chunks(), bytearray(), 0
         try:
             for end in (*cuts, len(data)):
-                at += chunks.read(data[at:end], 0, body.extend) if not chunks.done else 0
+                if not chunks.done:
+                    read, part, _ = chunks.read(data[at:end], 0)
+                    at += read
+                    body += part
         except BadRequest:
             return None
         return chunks.done, bytes(body)
@@ -56,3 +61,8 @@ def test_what_is_no_chunk_is_refused(data: bytes) -> None:
         read(data)
     with pytest.raises(BadRequest):
         read(data, tuple(range(len(data))))
+
+
+def test_tiny_chunks_that_came_at_once_are_one_piece_and_still_counted() -> None:
+    data = b"1\r\na\r\n" * 5_000
+    assert Chunks().read(data + b"0\r\n", 0) == (len(data) + 3, b"a" * 5_000, 5_000)
