@@ -17,8 +17,7 @@ from typing import Any, ClassVar, NoReturn
 
 import httptools
 import orjson
-import uvicorn
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
@@ -29,9 +28,8 @@ from api.cycle import Cycle, Flow
 from api.errors import PROBLEM, HeaderTooLarge, RequestTimeout, Wardrobe, headers_of, problem
 from api.framing import Framing, read_framing
 from api.limits import GONE, TAKE, request_id
-from api.web_socket import MAX_MESSAGE, WebSocket
+from api.web_socket import WebSocket
 from core.errors import BadRequest, ImagePoolError, Overloaded
-from core.settings import Settings
 from engine.intake import network
 
 MAX_HEAD = 32 << 10   # bytes of request line and headers
@@ -414,64 +412,3 @@ async def _too_many(scope: Scope, receive: Receive, send: Send) -> None:
     """The application of those whose address has too many requests in flight."""
     error = Overloaded("too many requests of this address are in flight; wait for their answers", retry_after=1.0)
     await Wardrobe().respond(error, scope["path"], request_id(None))(scope, receive, send)
-
-
-class Reader(asyncio.BufferedProtocol):
-    """A connection as its transport knows it: what comes is read into a room of known size and handed on."""
-
-    def __init__(self, http: Protocol) -> None:
-        self.http = http
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        self.http.connection_made(transport)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.http.connection_lost(exc)
-
-    def get_buffer(self, sizehint: int) -> memoryview:
-        return self.http.room
-
-    def buffer_updated(self, nbytes: int) -> None:
-        self.http.data_received(bytes(ROOM[:nbytes]))
-
-    def eof_received(self) -> None:
-        self.http.eof_received()
-
-    def pause_writing(self) -> None:
-        self.http.pause_writing()
-
-    def resume_writing(self) -> None:
-        self.http.resume_writing()
-
-
-def uvicorn_config(
-    settings: Settings, app: ASGIApp, connections: Connections | None = None, **more: Any
-) -> uvicorn.Config:
-    """How the server listens: our protocol, no access log, proxy headers as we read them, small web sockets (which the
-    application pings)."""
-    if connections is None:
-        connections = Connections(settings.max_connections, settings.connections_per_address)
-    settled: dict[str, Any] = {"header_timeout": settings.header_timeout, "held": connections}
-    settled["proxies"] = Proxies(settings.trusted_proxies)
-    protocol = type("SettledProtocol", (Protocol,), settled)
-
-    def connection(**given: Any) -> Reader:
-        return Reader(protocol(**given))
-
-    given: dict[str, Any] = {
-        "host": settings.listen_host,
-        "port": settings.port,
-        "http": connection,
-        "ws": WebSocket,
-        "ws_max_size": MAX_MESSAGE,
-        "ws_ping_interval": None,
-        "ws_per_message_deflate": False,
-        "lifespan": "on",
-        "log_config": None,
-        "access_log": False,
-        "server_header": False,
-        "proxy_headers": False,
-        "timeout_keep_alive": 75,
-        "timeout_graceful_shutdown": max(1, round(settings.shutdown_grace)),
-    }
-    return uvicorn.Config(app, **{**given, **more})

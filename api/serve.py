@@ -21,7 +21,7 @@ import uvicorn
 from api import iopaint_page
 from api.app import create_app
 from api.connections import Connections
-from api.protocol import uvicorn_config
+from api.listening import uvicorn_config
 from core.errors import ImagePoolError
 from core.heap import keep_heap
 from core.names import in_url, is_loopback

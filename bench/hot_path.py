@@ -27,7 +27,7 @@ from uvicorn.server import ServerState
 
 from api.app import create_app
 from api.limits import GONE, TAKE
-from api.protocol import uvicorn_config
+from api.listening import uvicorn_config
 from bench import report
 from bench.common import machine_facts, write_result
 from bench.runs import load, noise_png, parser, plot, print_tables, save, show, spread, table

@@ -14,7 +14,7 @@ import pytest
 import uvicorn
 from starlette.types import ASGIApp
 
-from api.protocol import uvicorn_config
+from api.listening import uvicorn_config
 from core.settings import Settings
 
 

@@ -28,7 +28,7 @@ from schemathesis import hooks
 from schemathesis.engine import events, from_schema
 
 from api.app import create_app
-from api.protocol import uvicorn_config
+from api.listening import uvicorn_config
 from core.settings import Settings
 from engine.build import build
 from tests.pure.dialect_kit import KEY, keys_file, png
