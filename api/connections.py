@@ -13,6 +13,11 @@ from collections.abc import Callable
 MOST_AWAY = 64  # connections that were turned away and still read our word about it
 
 
+def share(most: int, per_address: int) -> int:
+    """How many of `most` connections one address may really hold, where the settings say `per_address`."""
+    return min(per_address, max(1, most // 2))
+
+
 class Holder:
     """What one address holds."""
 
@@ -34,10 +39,11 @@ class Place:
 
 
 class Connections:
-    """All connections of the server. `most`: in all; `per_address`: of one address (see `intake.network`)."""
+    """All connections of the server. `most`: in all; `per_address`: of one address (see `intake.network`), and never
+    more than half of all."""
 
     def __init__(self, most: int, per_address: int) -> None:
-        self._most, self._per_address = most, per_address
+        self._most, self._per_address = most, share(most, per_address)
         self._holders: dict[str, Holder] = {}
         self._by_count: dict[int, dict[Holder, None]] = {}  # those with idle connections, by how many they hold
         self._in_flight: dict[str, int] = {}  # requests, by the address that a trusted proxy names
@@ -81,6 +87,7 @@ class Connections:
     def busy(self, place: Place, client: str | None = None) -> bool:
         """A request has come on it. `client`: the address for which a trusted proxy asks; False when as many requests
         of it are in flight as one address may hold connections."""
+        self._leave(place)  # the answer before may not have been taken yet
         holder = place.holder
         if holder.idle.pop(place, 0) is None and not holder.idle:
             self._unlist(holder)

@@ -339,12 +339,15 @@ class Protocol(HttpToolsProtocol):
             self._refuse(RequestTimeout("the request's headers did not arrive in time"))
 
     def _turn_away(self) -> None:
-        """There is no room for this connection."""
+        """There is no room for this connection. Beyond so many that are read on until they have our word, it is said
+        and the connection closed: who has sent nothing yet gets it all the same."""
+        full = Overloaded("too many connections are open; close some, or try again later", retry_after=1.0)
         if self.held.away >= MOST_AWAY:
-            self.transport.abort()
+            self._say(full)
+            self.transport.close()
             return
         self.held.away += 1
-        self._refuse(Overloaded("too many connections are open; close some, or try again later", retry_after=1.0))
+        self._refuse(full)
 
     def _leave(self) -> None:
         """The connection has ended."""
@@ -412,3 +415,8 @@ async def _too_many(scope: Scope, receive: Receive, send: Send) -> None:
     """The application of those whose address has too many requests in flight."""
     error = Overloaded("too many requests of this address are in flight; wait for their answers", retry_after=1.0)
     await Wardrobe().respond(error, scope["path"], request_id(None))(scope, receive, send)
+        self._say(error)
+        self._part()
+
+    def _say(self, error: ImagePoolError) -> None:
+        """Write an answer that is none of the application's."""

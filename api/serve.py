@@ -20,7 +20,7 @@ import uvicorn
 
 from api import iopaint_page
 from api.app import create_app
-from api.connections import Connections
+from api.connections import Connections, share
 from api.listening import uvicorn_config
 from core.errors import ImagePoolError
 from core.heap import keep_heap
@@ -79,8 +79,9 @@ def most_connections(settings: Settings) -> int:
     allowed = settings.max_connections if hard == resource.RLIM_INFINITY else hard - min(OTHER_FILES, hard // 2)
     if allowed < settings.max_connections:
         log.warning(
-            "Only %d connections may be open (--max-connections %d), for this process may have %d files; "
-            "raise its limit (ulimit -Hn)", allowed, settings.max_connections, hard,
+            "Only %d connections may be open (--max-connections %d), and %d of one address, for this process may have "
+            "%d files; raise its limit (ulimit -Hn)",
+            allowed, settings.max_connections, share(allowed, settings.connections_per_address), hard,
         )  # fmt: skip
     return min(allowed, settings.max_connections)
 

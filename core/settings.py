@@ -116,7 +116,8 @@ class Settings(BaseSettings):
     max_connections: Count = setting(
         "Network", 8192, "Most open connections; fewer where the limit on open files does not allow them.", ge=1)
     connections_per_address: Count = setting(
-        "Network", 4096, "Most of them from one IPv4 address or IPv6 /64, and its requests through a proxy.", ge=1)
+        "Network", 4096,
+        "Most of them (never over half) of one IPv4 address or IPv6 /64, and its requests through a proxy.", ge=1)
     trusted_proxies: Networks = setting(
         "Network", (), "Networks of proxies whose X-Forwarded-For or Forwarded is believed (none: nobody's).")
     fetch: Literal["off", "public", "any"] = setting(

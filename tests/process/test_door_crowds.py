@@ -91,13 +91,37 @@ def test_idle_connections_make_room_and_busy_ones_are_left(tmp_path):
             assert ask(crowd[-1]) == 200 and ask(crowd[0]) == 0
             assert open_connections(server) <= 40
         with contextlib.ExitStack() as stack:
-            busy = [stack.enter_context(dial(server, "127.0.0.4")) for _ in range(30)]
+            busy = [stack.enter_context(dial(server, "127.0.0.4")) for _ in range(20)]
             for line in busy:
                 line.sendall(HALF + b"\r\n")
             for _ in busy:  # the server has read every head once it has answered this
                 assert ask(stack.enter_context(dial(server, "127.0.0.5"))) == 200
             status, head = answer(stack.enter_context(dial(server, "127.0.0.4")))
             assert status == 503 and "retry-after: 1" in head and "connection: close" in head
+
+
+def test_whoever_is_turned_away_is_told_why_however_many_they_are(tmp_path):
+    with serving(tmp_path, "--max-connections", "20") as server, contextlib.ExitStack() as stack:
+        for number in range(20):
+            line = stack.enter_context(dial(server, f"127.0.0.{number % 4 + 2}"))
+            line.sendall(HALF + b"\r\n")
+        for _ in range(100):  # until the server has read every head there is no room for long
+            line = stack.enter_context(dial(server, "127.0.0.9"))
+            if (found := answer(line)[0]) == 503:
+                break
+            assert found == 0
+        away = [stack.enter_context(dial(server, "127.0.0.9")) for _ in range(150)]
+        assert [answer(line)[0] for line in away] == [503] * 150
+
+
+def test_of_an_address_that_sends_slowly_there_is_room_for_others(tmp_path):
+    with serving(tmp_path, "--max-connections", "60") as server, contextlib.ExitStack() as stack:
+        slow = [stack.enter_context(dial(server, "127.0.0.5")) for _ in range(100)]
+        for line in slow:
+            with contextlib.suppress(ConnectionError):
+                line.sendall(HALF + b"\r\n")
+        others = [stack.enter_context(dial(server, "127.0.0.6")) for _ in range(25)]
+        assert {ask(line) for line in others} == {200}
 
 
 def test_the_address_that_a_trusted_proxy_names_is_the_one_that_counts(tmp_path):

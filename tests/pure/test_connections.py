@@ -26,21 +26,21 @@ class Crowd:
 
 
 def test_room_is_taken_from_who_holds_most_and_there_from_the_longest_idle() -> None:
-    crowd = Crowd(5, 4)
-    for name, address in [("old", "b"), ("a1", "a"), ("a2", "a"), ("a3", "a"), ("c1", "c")]:
+    crowd = Crowd(6, 3)
+    for name, address in [("old", "b"), ("a1", "a"), ("a2", "a"), ("a3", "a"), ("c1", "c"), ("e1", "e")]:
         assert crowd.come(name, address)
     crowd.all.busy(crowd.places["a1"])
     crowd.all.busy(crowd.places["a2"])
     crowd.all.idle(crowd.places["a2"])
     assert crowd.come("new", "d") and crowd.closed == ["a3"]
     assert crowd.come("newer", "d") and crowd.closed == ["a3", "a2"]
-    assert len(crowd.all) == 5
+    assert len(crowd.all) == 6
 
 
 def test_nobody_that_is_busy_is_closed() -> None:
-    crowd = Crowd(2, 2)
-    assert crowd.come("a1", "a") and crowd.come("a2", "a")
-    for name in ("a1", "a2"):
+    crowd = Crowd(2, 1)
+    assert crowd.come("a1", "a") and crowd.come("c1", "c")
+    for name in ("a1", "c1"):
         crowd.all.busy(crowd.places[name])
     assert not crowd.come("b1", "b")
     crowd.all.free(crowd.places["a1"])
@@ -54,6 +54,34 @@ def test_an_address_beyond_its_own_share_takes_the_room_from_itself() -> None:
     assert crowd.come("a3", "a") and crowd.closed == ["a2"]
     crowd.all.busy(crowd.places["a3"])
     assert not crowd.come("a4", "a") and crowd.come("b2", "b")
+
+
+def test_no_address_holds_more_than_half_of_a_total_that_was_lowered() -> None:
+    crowd = Crowd(6, 4096)
+    for number in range(4):
+        came = crowd.come(f"a{number}", "a")
+        assert came == (number < 3)
+        if came:
+            crowd.all.busy(crowd.places[f"a{number}"])
+    assert all(crowd.come(f"b{number}", "b") for number in range(3))
+    assert all(Crowd(most, 4096).come("a", "a") for most in (1, 2))
+
+
+def test_of_an_address_behind_a_proxy_no_more_requests_than_half_of_all_connections_are_in_flight() -> None:
+    crowd = Crowd(6, 4096)
+    for number in range(6):
+        assert crowd.come(f"p{number}", "proxy", proxy=True)
+    assert [crowd.all.busy(crowd.places[f"p{number}"], "x") for number in range(4)] == [True, True, True, False]
+    assert crowd.all.busy(crowd.places["p4"], "y")
+
+
+def test_a_request_that_follows_before_the_answer_was_taken_counts_once() -> None:
+    crowd = Crowd(6, 3)
+    assert crowd.come("p", "proxy", proxy=True)
+    for _ in range(10):
+        assert crowd.all.busy(crowd.places["p"], "x")
+    crowd.all.idle(crowd.places["p"])
+    assert crowd.come("q", "proxy", proxy=True) and crowd.all.busy(crowd.places["q"], "x")
 
 
 def test_a_proxy_holds_any_number_and_the_requests_of_an_address_behind_it_are_bounded() -> None:
