@@ -141,8 +141,13 @@ def _describe(api: FastAPI, parts: Sequence[Part], wardrobe: Wardrobe, settings:
     def page() -> bytes:
         return orjson.dumps(document())
 
+    made: bytes | None = None
+
     async def show(_: Request) -> Response:
-        return Response(await asyncio.to_thread(page), media_type="application/json")
+        nonlocal made
+        if made is None:
+            made = await asyncio.to_thread(page)
+        return Response(made, media_type="application/json")
 
     api.openapi = document  # type: ignore[method-assign]
     api.router.routes.insert(0, Route("/openapi.json", show, include_in_schema=False))  # before the framework's own

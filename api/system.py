@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 import orjson
 from fastapi import APIRouter
 from starlette.responses import Response
 
 from api import openapi
+from api.shared_page import SharedPage
 from engine.engine import Engine
 
+METRICS_LIFETIME = 1.0  # seconds in which all who ask for the metrics get the same page
 
-def router(engine: Engine, render: Callable[[], Awaitable[tuple[bytes, str]]]) -> APIRouter:
+
+def router(engine: Engine, render: Callable[[], Coroutine[Any, Any, tuple[bytes, str]]]) -> APIRouter:
     """The routes. `render` gives the metrics page and its content type."""
     api = APIRouter(tags=["system"])
+    numbers = SharedPage(render, METRICS_LIFETIME)
 
     @api.get("/health/live", **openapi.answers("Alive", 200))
     async def live() -> Response:
@@ -43,8 +48,8 @@ def router(engine: Engine, render: Callable[[], Awaitable[tuple[bytes, str]]]) -
 
     @api.get("/metrics", **openapi.answers("text", 200))
     async def metrics() -> Response:
-        """Metrics in Prometheus' text format."""
-        page, kind = await render()
+        """Metrics in Prometheus' text format, as they were at most a second ago."""
+        page, kind = await numbers()
         return Response(page, headers={"content-type": kind})
 
     return api

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from api.app import create_app
+from api.shared_page import SharedPage
 from core.settings import Settings
 from tests.pure.api_kit import IMAGE, problem, submit, world
 from tests.pure.dialect_kit import Server
@@ -167,3 +169,46 @@ async def test_the_description_can_be_closed(tmp_path: Path) -> None:
     async with world(tmp_path, docs=False) as server:
         for path in ("/docs", "/docs/start.js", "/docs/swagger-ui-bundle.js"):
             assert (await server.client.get(path)).status_code == 404
+
+
+async def test_however_many_ask_at_once_the_metrics_are_made_once_a_second() -> None:
+    now, made = 0.0, 0
+
+    async def make() -> int:
+        nonlocal made
+        made += 1
+        await asyncio.sleep(0)
+        if made == 2:
+            raise OSError
+        return made
+
+    page = SharedPage(make, 1.0, lambda: now)
+    assert await asyncio.gather(*(page() for _ in range(20))) == [1] * 20
+    now = 0.9
+    assert await page() == 1
+    now = 1.0
+    with pytest.raises(OSError):
+        await page()
+    assert await page() == 3, "a failure is not kept"
+
+
+async def test_who_leaves_while_the_page_is_made_takes_it_from_nobody() -> None:
+    go = asyncio.Event()
+
+    async def make() -> int:
+        await go.wait()
+        return 1
+
+    page = SharedPage(make, 1.0)
+    first, second = asyncio.create_task(page()), asyncio.create_task(page())
+    await asyncio.sleep(0)
+    first.cancel()
+    go.set()
+    assert await second == 1
+
+
+async def test_the_metrics_page_is_shared(server: Server) -> None:
+    async def ask() -> bytes:
+        return (await server.client.get("/metrics")).content
+
+    assert len(set(await asyncio.gather(*(ask() for _ in range(20))))) == 1

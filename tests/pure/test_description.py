@@ -194,6 +194,12 @@ async def test_it_is_whole_for_all_who_ask_at_once(server: Server) -> None:
     assert len({answer.content for answer in found}) == 1 and found[0].status_code == 200
 
 
+async def test_once_it_is_made_it_is_sent_without_a_thread(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = await document(server)
+    monkeypatch.setattr(asyncio, "to_thread", None)
+    assert await document(server) == told
+
+
 # --- what it turned up ----------------------------------------------------------------------------------------------
 
 

@@ -39,7 +39,7 @@ async def test_a_full_disk_is_told_and_does_not_make_the_server_unready(
         server.engine._keeper.files.min_free = 0
         await until(lambda: server.engine.storage.state == "ok")
         assert (await server.client.get("/health/ready")).json()["storage"] == "ok"
-        assert "imagepool_storage_full 0.0" in (await server.client.get("/metrics")).text
+        assert b"imagepool_storage_full 0.0" in (await server.engine.render_metrics())[0]
         assert (await server.client.get("/system/status")).json()["storage"]["state"] == "ok"
     told = capsys.readouterr().out
     assert told.count("new durable jobs are refused") == told.count("new durable jobs are taken again") == 1
