@@ -41,9 +41,9 @@ def read_framing(method: str, target: bytes, version: str, headers: Headers) -> 
     if len(found) < len(headers):
         _check_doubles(headers)
     host = found.get(b"host")
-    if host is None:
-        if version == "1.1":
-            raise BadRequest("the request has no Host header")
+    if not host:
+        if version == "1.1":  # an http address without a host is none (RFC 9110, 4.2.1)
+            raise BadRequest("the request has no Host header, or an empty one")
     elif HOST.fullmatch(host) is None:
         raise BadRequest("the request's Host header is not a host and a port")
     if TARGET.fullmatch(target) is None:
