@@ -53,6 +53,7 @@ NO_SNIFF = (b"x-content-type-options", b"nosniff")
 GONE = "imagepool.gone"  # our protocol's extension of the scope: calls back when the client goes away
 TAKE = "imagepool.take"  # another: what has come of the body goes into a buffer
 CUT_OFF = Draining("the server was stopped before this was done; send the request again", retry_after=10.0)
+NO_SOCKET = b"no web socket is opened here for this request; ask for another address, or with a key that is valid"
 CLIENT_GONE = 499  # in the metrics only: nobody was there to be answered
 
 
@@ -230,6 +231,13 @@ class Body:
         self._charge.add(size)
 
 
+async def _say_no(send: Send) -> None:
+    """Refuse a web socket with a sentence."""
+    head = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"%d" % len(NO_SOCKET))]
+    await send({"type": "websocket.http.response.start", "status": 403, "headers": head})
+    await send({"type": "websocket.http.response.body", "body": NO_SOCKET})
+
+
 def _too_slow() -> RequestTimeout:
     return RequestTimeout("the request's body did not arrive in time; send it again, faster")
 
@@ -264,11 +272,10 @@ class Door:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            if scope["type"] != "websocket" or self._may_listen(scope):
-                await self.app(scope, receive, send)
+            if scope["type"] == "websocket":
+                await self._listen(scope, receive, send)
             else:
-                await receive()
-                await send({"type": "websocket.close", "code": 1008, "reason": ""})
+                await self.app(scope, receive, send)
             return
         began = time.perf_counter()
         headers = dict(scope["headers"])
@@ -323,6 +330,30 @@ class Door:
         client, who = scope.get("client"), scope.get("caller")
         intake = self._lora_intake if scope["path"] == LORA_UPLOAD else self._intake
         return intake.charge(network(client[0]) if client else "", who.tenant if who else "")
+
+    async def _listen(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """A web socket. Its handshake has a line in the access log, as a GET has."""
+        began, headers = time.perf_counter(), dict(scope["headers"])
+        scope["trace"] = Trace(request_id(headers.get(b"x-request-id") or headers.get(b"x-correlation-id")))
+        status = 0
+
+        async def answer(message: Message) -> None:
+            nonlocal status
+            if not status:
+                status = message.get("status", 101 if message["type"] == "websocket.accept" else 403)
+                if status >= self._access.least:
+                    took = time.perf_counter() - began
+                    self._access.note({**scope, "method": "GET"}, route(scope), status, took, 0, 0)
+                if message["type"] == "websocket.close":
+                    await _say_no(send)
+                    return
+            await send(message)
+
+        if self._may_listen(scope):
+            await self.app(scope, receive, answer)
+        else:
+            await receive()
+            await answer({"type": "websocket.close", "code": 1008, "reason": ""})
 
     def _may_listen(self, scope: Scope) -> bool:
         """Whether a web socket is let in. What is said on it is bounded by the protocol. Its origin always counts:

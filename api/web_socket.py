@@ -2,11 +2,13 @@
 
 Each frame costs tens of microseconds and may have as few as six bytes, so what was read is handed on in small pieces,
 one in a turn of the loop. What pages send here is a few words a minute: who sends many frames a second is closed.
+uvicorn's lines about handshakes hold query strings, and anybody can make any number of them: the door writes its own.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -19,12 +21,17 @@ MAX_MESSAGE = 1_000_000  # bytes of a message
 MAX_REST = 1 << 20       # bytes that may wait to be handed on
 POLICY_VIOLATION = 1008
 
+log = logging.getLogger("imagepool.web_socket")
+log.setLevel(logging.WARNING)
+
 
 class WebSocket(WebSocketsSansIOProtocol):
     """One web socket. `on_lost` is called when its connection has ended."""
 
     def __init__(self, *args: Any, **given: Any) -> None:
         super().__init__(*args, **given)
+        self.logger = self.conn.logger = log
+        self.conn.debug = False
         self.on_lost: Callable[[], None] | None = None
         self._rest = b""
         self._turn: asyncio.Handle | None = None
@@ -51,6 +58,11 @@ class WebSocket(WebSocketsSansIOProtocol):
             self._turn = self.loop.call_soon(self._hand_on)
         elif not self.read_paused:
             self.transport.resume_reading()
+
+    async def send(self, message: Any) -> None:
+        await super().send(message)
+        if self.initial_response is not None and self.close_sent:
+            self.handshake_complete = True  # uvicorn would take a refusal with a body for one that was forgotten
 
     def handle_events(self) -> None:
         now = self.loop.time()

@@ -12,10 +12,14 @@ from typing import Any
 
 import pytest
 import structlog
+from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidStatus
+from websockets.typing import Origin
 
 from api.access import MOST_A_SECOND, AccessLog
 from core.trace import Trace
 from engine import logs
+from tests.process.door_kit import listen
 from tests.pure.api_kit import IMAGE, ended, submit, world
 
 PNG = {"content-type": "image/png"}
@@ -105,3 +109,37 @@ def test_a_flood_of_refusals_is_counted_and_fills_no_disk(written: io.StringIO) 
     access.note(scope, "none", 401, 0.0, 0, 0)
     assert [line["count"] for line in lines(written, "requests without a line")] == [50]
     assert len(lines(written)) == MOST_A_SECOND + 1 and lines(written)[0]["client"] == "10.0.0.9"
+
+
+SOCKET = "/socket.io/?EIO=4&transport=websocket&token=secret-wish"
+SILENT = logging.Logger("client", logging.CRITICAL)
+
+
+async def open_sockets(folder: Path, **given: Any) -> None:
+    """One web socket that is opened and one that is not."""
+    async with world(folder, **given) as server:
+        app = server.client._transport.app  # type: ignore[attr-defined]
+        async with listen(app, server.engine.settings) as port:
+            async with connect(f"ws://127.0.0.1:{port}{SOCKET}", logger=SILENT) as socket:
+                await socket.recv()
+            with pytest.raises(InvalidStatus) as caught:
+                await connect(f"ws://127.0.0.1:{port}{SOCKET.replace('EIO=4', 'EIO=3')}", logger=SILENT).__aenter__()
+            assert caught.value.response.status_code == 403 and b"no web socket" in (caught.value.response.body or b"")
+            with pytest.raises(InvalidStatus) as caught:
+                strange = Origin("https://strange.example")
+                await connect(f"ws://127.0.0.1:{port}{SOCKET}", origin=strange, logger=SILENT).__aenter__()
+            assert caught.value.response.status_code == 403 and b"no web socket" in (caught.value.response.body or b"")
+
+
+@pytest.mark.parametrize(("which", "statuses"), [("all", [101, 403, 403]), ("errors", [403, 403]), ("off", [])])
+async def test_a_web_socket_has_a_line_as_other_requests_have_and_no_other(
+    tmp_path: Path, written: io.StringIO, which: str, statuses: list[int]
+) -> None:
+    await open_sockets(tmp_path, access_log=which)
+    found = [line for line in lines(written) if line["path"] == "/socket.io/"]
+    assert [line["status"] for line in found] == statuses
+    assert all(line["method"] == "GET" and line["client"] == "127.0.0.1" for line in found)
+    text = written.getvalue()
+    assert "secret-wish" not in text and "WebSocket" not in text
+    assert "connection open" not in text and "connection closed" not in text and "connection rejected" not in text
+    assert "without completing handshake" not in text
