@@ -1,8 +1,10 @@
-"""Large answers leave in pieces: nothing of tens of MB is joined, copied or encoded in one go."""
+"""Large answers leave in pieces: nothing of tens of MB is joined, copied or encoded in one go. Until their clients have
+read them they are charged to the same budget as bodies, so nobody fills our memory by not reading."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,9 @@ from starlette.types import Receive, Scope, Send
 
 from api.base64_pieces import encoded, encoded_length
 from core.data import Data
+from core.errors import ImagePoolError
 from core.turns import Turn
+from engine.intake import Charge
 from engine.results import ResultBody
 
 WHOLE = 4 << 20    # bytes of an answer that is sent as one
@@ -39,19 +43,35 @@ class PiecesResponse(Response):
         media_type: str | None = None,
     ) -> None:  # fmt: skip
         self._parts = parts
-        size = sum(map(_size, parts))
+        self._size = size = sum(map(_size, parts))
         super().__init__(None, status_code, {**(headers or {}), "content-length": str(size)}, media_type)
         self._whole = size <= WHOLE
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         start = {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
-        await send(start)
         if self._whole:
+            await send(start)
             only = self._parts[0]
             whole = only if len(self._parts) == 1 and isinstance(only, bytes) else b"".join(pieces_of(self._parts))
             await send({"type": "http.response.body", "body": whole})
             return
-        await send_pieces(self._parts, send)
+        with owed(scope, self._size):
+            await send(start)
+            await send_pieces(self._parts, send)
+
+
+def owed(scope: Scope, size: int) -> AbstractContextManager[object]:
+    """Inside this block an answer of so many bytes is charged to whom it is sent. Raises `Overloaded` when that one, or
+    all together, have too much on its way."""
+    if (account := scope.get("owing")) is None:
+        return nullcontext()
+    charge: Charge = account()
+    try:
+        charge.add(size)
+    except ImagePoolError:
+        charge.close()
+        raise
+    return charge
 
 
 async def send_pieces(parts: Sequence[Part], send: Send) -> None:

@@ -248,8 +248,8 @@ def too_large(limit: int) -> TooLarge:
 
 
 class Door:
-    """ASGI middleware around everything. Sets `scope["caller"]`, `scope["charge"]`, `scope["request_id"]` and
-    `scope["body"]`."""
+    """ASGI middleware around everything. Sets `scope["caller"]`, `scope["charge"]`, `scope["request_id"]`,
+    `scope["body"]` and `scope["owing"]`, which makes the account of an answer."""
 
     def __init__(
         self,
@@ -299,6 +299,7 @@ class Door:
         scope["body"] = body = Body(
             receive, self._settings.body_timeout, self._clock, take, partial(self._charge, scope)
         )
+        scope["owing"] = partial(self._charge, scope, leaving=True)
         self._metrics.http_in_progress.inc()
         try:
             body.limit = self._enter(scope, headers, extra)
@@ -325,11 +326,11 @@ class Door:
             if status >= self._access.least:
                 self._access.note(scope, where, status, took, body.size, sent)
 
-    def _charge(self, scope: Scope) -> Charge:
-        """The account that a request's bytes are charged to."""
+    def _charge(self, scope: Scope, *, leaving: bool = False) -> Charge:
+        """The account that a request's bytes are charged to, or, `leaving`, those of its answer."""
         client, who = scope.get("client"), scope.get("caller")
         intake = self._lora_intake if scope["path"] == LORA_UPLOAD else self._intake
-        return intake.charge(network(client[0]) if client else "", who.tenant if who else "")
+        return intake.charge(network(client[0]) if client else "", who.tenant if who else "", leaving=leaving)
 
     async def _listen(self, scope: Scope, receive: Receive, send: Send) -> None:
         """A web socket. Its handshake has a line in the access log, as a GET has."""

@@ -50,7 +50,9 @@ def uvicorn_config(
     application pings)."""
     if connections is None:
         connections = Connections(settings.max_connections, settings.connections_per_address)
-    settled: dict[str, Any] = {"header_timeout": settings.header_timeout, "held": connections}
+    settled: dict[str, Any] = {
+        "header_timeout": settings.header_timeout, "patience": settings.body_timeout, "held": connections,
+    }  # fmt: skip
     settled["proxies"] = Proxies(settings.trusted_proxies)
     protocol = type("SettledProtocol", (Protocol,), settled)
 

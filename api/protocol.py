@@ -1,5 +1,6 @@
 """uvicorn's HTTP protocol, hardened: slow and giant headers, floods of tiny chunks, bodies nobody reads any more,
-requests in the body of a request, and requests that come before the answer to the one before.
+answers that nobody reads, requests in the body of a request, and requests that come before the answer to the one
+before.
 
 The parser is given heads alone, each its own one; bodies go around it. What comes after a request waits unparsed, and
 unread beyond a bound, until its answer has gone. That a client went away is told by a callback
@@ -22,15 +23,17 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from api.addresses import Proxies
+from api.answers import SENT
 from api.chunks import Chunks
 from api.connections import MOST_AWAY, Connections, Place
 from api.cycle import Cycle, Flow
 from api.errors import PROBLEM, HeaderTooLarge, RequestTimeout, Wardrobe, headers_of, problem
 from api.framing import Framing, read_framing
-from api.limits import GONE, TAKE, request_id
+from api.limits import GONE, MIN_RATE, TAKE, request_id
+from api.progress import Progress
 from api.web_socket import WebSocket
 from core.errors import BadRequest, ImagePoolError, Overloaded
-from engine.intake import network
+from engine.intake import Charge, network
 
 MAX_HEAD = 32 << 10   # bytes of request line and headers
 MAX_LINES = 100       # headers
@@ -67,6 +70,7 @@ class Protocol(HttpToolsProtocol):
     """
 
     header_timeout: ClassVar[float] = 10.0
+    patience: ClassVar[float] = 10.0  # seconds in which something of an answer must be read, as of a body
     held: ClassVar[Connections]
     proxies: ClassVar[Proxies]
     cycle: Cycle
@@ -83,11 +87,13 @@ class Protocol(HttpToolsProtocol):
         self._framing: Framing | None = None
         socket = transport.get_extra_info("socket")
         self._fd = -1 if socket is None or transport.get_extra_info("sslcontext") else socket.fileno()
+        self._progress = Progress(transport, self._fd, self.patience, MIN_RATE * self.patience)
+        self._unread: Charge | None = None
         self._refusal: ImagePoolError | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._peer = self.client[0] if self.client else ""
         self._proxied = self.proxies.trusts(self._peer)
-        self._place: Place | None = self.held.take(network(self._peer), transport.close, proxy=self._proxied)
+        self._place: Place | None = self.held.take(network(self._peer), self._make_room, proxy=self._proxied)
         if self._place is None:
             self._turn_away()
         else:
@@ -102,6 +108,7 @@ class Protocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()
+        self._was_read()
         self._leave()
         cycle = self.cycle
         super().connection_lost(exc)
@@ -168,10 +175,10 @@ class Protocol(HttpToolsProtocol):
                 if pieces:
                     self._take(part, pieces)
             else:
-                part = memoryview(data)[at : at + self._rest]
-                at += len(part)
-                self._rest -= len(part)
-                self._take(part)
+                view = memoryview(data)[at : at + self._rest]
+                at += len(view)
+                self._rest -= len(view)
+                self._take(view)
         except BadRequest as fault:
             self._refuse(fault)
             return len(data)
@@ -193,8 +200,7 @@ class Protocol(HttpToolsProtocol):
         self._in_head, self._framing = True, None
         self._head = self._lines = 0
         self.parser = httptools.HttpRequestParser(self)
-        if self._place is not None:
-            self.held.idle(self._place)
+        self._idle()
         if self.flow.held:
             data, self._ahead = self._ahead, b""
             self.flow.release()
@@ -270,7 +276,7 @@ class Protocol(HttpToolsProtocol):
         socket = WebSocket(config=self.config, server_state=self.server_state, app_state=self.app_state)
         socket.connection_made(self.transport)
         socket.client = self.scope["client"]
-        socket.on_lost = self._leave
+        socket.on_lost, socket.progress = self._leave, self._progress
         lines = [b"%b: %b\r\n" % line for line in self.headers]
         socket.data_received(b"GET %b HTTP/1.1\r\n%b\r\n" % (self.url, b"".join(lines)))
         self.transport.set_protocol(socket)
@@ -322,6 +328,47 @@ class Protocol(HttpToolsProtocol):
 
     # --- and we answer ------------------------------------------------------------------------------------------------
 
+    def pause_writing(self) -> None:
+        """More of the answers has been written than the client takes now."""
+        super().pause_writing()
+        self._progress.watch()
+        size = self.transport.get_write_buffer_size()
+        scope: Any = self.scope
+        owing: Callable[[], Charge] | None = scope.get("owing") if scope else None
+        if owing is None or size <= 2 * SENT or self._unread is not None:  # a piece of a large one is paid for
+            return
+        self._unread = owing()
+        try:
+            self._unread.add(size)
+        except Overloaded:
+            self.transport.abort()  # the answer has begun: there is no other word for it
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._was_read()
+        if self._parting or (self._in_head and not self._head):
+            self._idle()
+
+    def _was_read(self) -> None:
+        """Little is left of the answers that were written."""
+        self._progress.rest()
+        if self._unread is not None:
+            self._unread.close()
+            self._unread = None
+
+    def _idle(self) -> None:
+        """The connection awaits a request, or its end, once its answer has been taken."""
+        if self._place is not None and not self.flow.write_paused:
+            self.held.idle(self._place)
+
+    def _make_room(self) -> None:
+        """Somebody else needs the place. What is still to be read would keep the connection after it was told to
+        close."""
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()
+        else:
+            self.transport.close()
+
     def _watch(self, cycle: Cycle, on_gone: Callable[[], None] | None) -> None:
         cycle.on_gone = on_gone
         if on_gone is not None:
@@ -369,6 +416,11 @@ class Protocol(HttpToolsProtocol):
         if self._in_body:
             self.transport.close()
             return
+        self._say(error)
+        self._part()
+
+    def _say(self, error: ImagePoolError) -> None:
+        """Write an answer that is none of the application's."""
         name = request_id(None)
         status, body = problem(error, name)
         content = orjson.dumps(body)
@@ -378,7 +430,6 @@ class Protocol(HttpToolsProtocol):
         }  # fmt: skip
         head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
         self.transport.write(STATUS_LINE[status] + head.encode() + b"\r\n" + content)
-        self._part()
 
     def _part(self) -> None:
         """End the connection when the client has ended it, or after a while."""
@@ -392,8 +443,7 @@ class Protocol(HttpToolsProtocol):
             self.transport.close()
             return
         self.transport.write_eof()
-        if self._place is not None:
-            self.held.idle(self._place)
+        self._idle()
         self.flow.release()
         self._arm(self.transport.close)
 
@@ -415,8 +465,3 @@ async def _too_many(scope: Scope, receive: Receive, send: Send) -> None:
     """The application of those whose address has too many requests in flight."""
     error = Overloaded("too many requests of this address are in flight; wait for their answers", retry_after=1.0)
     await Wardrobe().respond(error, scope["path"], request_id(None))(scope, receive, send)
-        self._say(error)
-        self._part()
-
-    def _say(self, error: ImagePoolError) -> None:
-        """Write an answer that is none of the application's."""

@@ -7,26 +7,29 @@ query. Nothing is stored; a client that goes away cancels its job at once.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import urllib.parse
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
-from api.answers import WHOLE, send_pieces
+from api.answers import WHOLE, owed, send_pieces
 from api.auth import Caller
 from api.errors import MethodNotAllowed
 from api.limits import GONE, Body, content_length, file_limit, too_large, whole
 from api.options import Options, read_options
 from api.submission import Submission, media_type, read_form, read_parts, read_query
+from core.data import Data
 from core.errors import BadRequest, UnsupportedEncoding
 from core.header import read_header
 from core.job import Job
 from core.model import ModelSpec
 from core.request import ImagePart, ImageRequest
 from core.settings import Settings
+from core.turns import copied
 from engine.engine import Engine
 from engine.landing import Landing
 from engine.permit import Permit
@@ -54,13 +57,29 @@ class Run:
             job, loan = await self._form(spec, scope, receive)
         else:
             raise UnsupportedEncoding("send the image itself as image/*, or multipart/form-data with image and mask")
+        start = {"type": "http.response.start", "status": 200, "headers": _headers(job, loan)}
+        if loan.size > WHOLE:
+            await self._send_large(start, loan, scope, send)
+            return
         with loan:
-            await send({"type": "http.response.start", "status": 200, "headers": _headers(job, loan)})
-            if loan.size > WHOLE:
-                await send_pieces([loan.data], send)
-                return
+            await send(start)
             ours = GONE in scope.get("extensions", {})  # our protocol has sent or copied it when `send` returns
             await send({"type": "http.response.body", "body": loan.data if ours else bytes(loan.data)})
+
+    async def _send_large(self, start: Message, loan: Loan, scope: Scope, send: Send) -> None:
+        """Where others need the shared memory, a client that reads slowly does not keep it."""
+        copy: Data | None = None
+        with contextlib.ExitStack() as stack:
+            with loan:
+                stack.enter_context(owed(scope, loan.size))
+                if not self._engine.arena.plenty:
+                    copy = await copied(loan.data)
+                else:
+                    await send(start)
+                    await send_pieces([loan.data], send)
+            if copy is not None:
+                await send(start)
+                await send_pieces([copy], send)
 
     async def _bare(
         self, spec: ModelSpec, scope: Scope, headers: dict[bytes, bytes], receive: Receive

@@ -14,6 +14,8 @@ from typing import Any
 
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
+from api.progress import Progress
+
 PIECE = 1 << 10  # bytes handed on in one turn: at most 170 frames
 RATE = 50        # frames a second that are sane
 BURST = 500      # frames that may come at once
@@ -26,7 +28,9 @@ log.setLevel(logging.WARNING)
 
 
 class WebSocket(WebSocketsSansIOProtocol):
-    """One web socket. `on_lost` is called when its connection has ended."""
+    """One web socket. `on_lost` is called when its connection has ended; `progress` watches whether it is read."""
+
+    progress: Progress
 
     def __init__(self, *args: Any, **given: Any) -> None:
         super().__init__(*args, **given)
@@ -79,9 +83,18 @@ class WebSocket(WebSocketsSansIOProtocol):
         self.close_sent = True
         self.transport.close()
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self.progress.watch()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self.progress.rest()
+
     def connection_lost(self, exc: Exception | None) -> None:
         if self._turn is not None:
             self._turn.cancel()
+        self.progress.rest()
         super().connection_lost(exc)
         if self.on_lost is not None:
             self.on_lost()

@@ -109,10 +109,11 @@ class Settings(BaseSettings):
         "Network", 100_000_000, "Most pixels of a result, told from the request; a model's file may say less.", ge=1)
     header_timeout: Duration = setting("Network", 10.0, "How long a client may take to send its headers.", gt=0)
     body_timeout: Duration = setting(
-        "Network", 10.0, "Within each such time a client must send 1 KiB of its body per second on average.", gt=0)
-    body_bytes: Size = setting("Network", 1 * GIB, "Most bytes of request bodies on their way at once.", ge=MIB)
+        "Network", 10.0, "Within each such time a client must send, or read, 1 KiB per second on average.", gt=0)
+    body_bytes: Size = setting(
+        "Network", 1 * GIB, "Most bytes of request bodies and large answers on their way at once.", ge=MIB)
     address_share: float = setting(
-        "Network", 0.5, "Largest part of these that may come from one address (IPv6: one /64).", gt=0, le=1)
+        "Network", 0.5, "Largest part of these that one address (IPv6: one /64) may have.", gt=0, le=1)
     max_connections: Count = setting(
         "Network", 8192, "Most open connections; fewer where the limit on open files does not allow them.", ge=1)
     connections_per_address: Count = setting(

@@ -1,7 +1,8 @@
 """How many bytes of requests may be on their way: in all, from one address, and of one tenant.
 
 Bytes are charged as they arrive, so a length that is only declared takes no room from anybody. A body is charged until
-what it asks for was admitted (`scheduler.admission` counts it from then on), or its request has ended.
+what it asks for was admitted (`scheduler.admission` counts it from then on), or its request has ended. Large answers
+are charged to the same accounts until their clients have read them.
 """
 
 from __future__ import annotations
@@ -13,14 +14,15 @@ from core.errors import Overloaded
 
 COME_BACK = 5.0  # seconds that a client is told to stay away
 WHOSE = {
-    "server": "the requests that are being received now",
-    "address": "the requests that are being received from your address",
-    "tenant": "your requests that are being received",
+    "server": "the requests and answers that are on their way now",
+    "address": "the requests and answers of your address that are on their way",
+    "tenant": "your requests and answers that are on their way",
 }
+UNREAD = "; read the answers that you were sent, then send this request again"
 
 
 class _Account:
-    """The bytes of all bodies of one kind: of the server, an address or a tenant."""
+    """The bytes of all bodies and answers of one kind: of the server, an address or a tenant."""
 
     __slots__ = ("bodies", "bytes", "kind", "most", "name")
 
@@ -30,12 +32,12 @@ class _Account:
 
 
 class Charge:
-    """What has come of one body. Close it once; a second time does nothing."""
+    """What has come of one body, or is sent of one answer (`leaving`). Close it once; a second time does nothing."""
 
-    __slots__ = ("_accounts", "_intake", "size")
+    __slots__ = ("_accounts", "_intake", "_leaving", "size")
 
-    def __init__(self, intake: Intake, *accounts: _Account) -> None:
-        self._intake, self._accounts = intake, accounts
+    def __init__(self, intake: Intake, *accounts: _Account, leaving: bool = False) -> None:
+        self._intake, self._accounts, self._leaving = intake, accounts, leaving
         self.size = 0
         for account in accounts:
             account.bodies += 1
@@ -45,10 +47,16 @@ class Charge:
         account's only body is never too much: each is bounded by itself."""
         for account in self._accounts:
             if account.bytes + size > account.most and account.bodies > 1:
-                raise self._intake._over(account)
+                raise self._intake._over(account, self._leaving)
         for account in self._accounts:
             account.bytes += size
         self.size += size
+
+    def __enter__(self) -> Charge:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """The bytes are somewhere else now, or gone."""
@@ -62,7 +70,8 @@ class Charge:
 
 class Intake:
     """At most `most` bytes at once; of these one address and one tenant may have the part that their share says (0-1].
-    `refused(reason)` hears of each refusal: "bodies_server", "bodies_address" or "bodies_tenant"."""
+    `refused(reason)` hears of each refusal: "bodies_server", "bodies_address" or "bodies_tenant", and of an answer
+    "answers_server", and so on."""
 
     def __init__(
         self, most: int, *, address_share: float = 1.0, tenant_share: float = 1.0,
@@ -86,9 +95,10 @@ class Intake:
         """Of how many requests that is."""
         return self._server.bodies
 
-    def charge(self, address: str, tenant: str) -> Charge:
-        """For one body; `address` as `network` gives it."""
-        return Charge(self, self._server, self._account("address", address), self._account("tenant", tenant))
+    def charge(self, address: str, tenant: str, *, leaving: bool = False) -> Charge:
+        """For one body, or, `leaving`, one answer; `address` as `network` gives it."""
+        whose = self._account("address", address), self._account("tenant", tenant)
+        return Charge(self, self._server, *whose, leaving=leaving)
 
     def _account(self, kind: str, name: str) -> _Account:
         found = self._accounts.get((kind, name))
@@ -100,12 +110,11 @@ class Intake:
         if not account.bodies:
             self._accounts.pop((account.kind, account.name), None)
 
-    def _over(self, account: _Account) -> Overloaded:
-        self._refused(f"bodies_{account.kind}")
-        return Overloaded(
-            f"{WHOSE[account.kind]} already hold {account.bytes >> 20} MiB; try again in about {COME_BACK:.0f} s",
-            retry_after=COME_BACK,
-        )
+    def _over(self, account: _Account, leaving: bool) -> Overloaded:
+        self._refused(f"{'answers' if leaving else 'bodies'}_{account.kind}")
+        told = f"{WHOSE[account.kind]} already hold {account.bytes >> 20} MiB"
+        advice = UNREAD if leaving and account.kind != "server" else f"; try again in about {COME_BACK:.0f} s"
+        return Overloaded(told + advice, retry_after=COME_BACK)
 
     def check(self) -> None:
         """The server's sums are those of the addresses, and those of the tenants; nothing empty is kept."""

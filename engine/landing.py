@@ -12,7 +12,6 @@ from workers.arena import Arena
 
 FIRST = 1 << 20   # bytes reserved before any has come, so that ordinary images are received without a copy
 SCARCE = 64 << 10  # the same, while others hold much
-PLENTY = 8  # much is one part of so many of the arena
 PIECE = 1 << 20   # bytes copied before others have their turn
 
 
@@ -24,7 +23,7 @@ class Landing:
 
     def __init__(self, arena: Arena, most: int) -> None:
         self._arena, self._most = arena, most
-        first = FIRST if arena.used < arena.size // PLENTY else SCARCE
+        first = FIRST if arena.plenty else SCARCE
         self._span: Span | None = arena.take_input(min(most, first))
         self.buffer = arena.view(self._span)
 

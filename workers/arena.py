@@ -19,6 +19,7 @@ from core.errors import StorageFull
 from core.request import Span
 
 PAGE = 4096
+PLENTY = 8  # much is one part of so many of the arena
 
 
 def size_class(size: int) -> int:
@@ -31,7 +32,8 @@ def size_class(size: int) -> int:
 def used_up() -> StorageFull:
     """The error for a request that finds no room."""
     return StorageFull(
-        "shared memory for images in flight is used up; try again when running jobs have ended", retry_after=1.0
+        "shared memory is full of images that come, wait, run or are being sent; try again in about 1 s",
+        retry_after=1.0,
     )
 
 
@@ -94,6 +96,11 @@ class Arena(ArenaView):
     def used(self) -> int:
         """Bytes reserved by spans that are out."""
         return self._used
+
+    @property
+    def plenty(self) -> bool:
+        """Whether not much is used yet."""
+        return self._used < self.size // PLENTY
 
     @property
     def spans(self) -> int:

@@ -11,8 +11,8 @@ import pytest
 from core.errors import StorageFull
 from core.header import ImageHeader
 from core.request import ImagePart
-from engine.landing import FIRST, PLENTY, SCARCE, Landing, images_into_arena
-from workers.arena import Arena
+from engine.landing import FIRST, SCARCE, Landing, images_into_arena
+from workers.arena import PLENTY, Arena
 
 MIB = 1 << 20
 DATA = random.Random(1).randbytes(5 * MIB + 12_345)
