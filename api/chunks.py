@@ -41,6 +41,11 @@ class Chunks:
     def done(self) -> bool:
         return self._place is Place.DONE
 
+    @property
+    def ahead(self) -> int:
+        """How many of the bytes that come next are the rest of one chunk."""
+        return self._left if self._place is Place.DATA else 0
+
     def read(self, data: bytes, at: int) -> tuple[int, bytes, int]:
         """The position after what belongs to the body in `data` from `at` on; what the chunks there hold, joined; and
         in how many pieces it came. Raises `BadRequest` for what is no chunk."""

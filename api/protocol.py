@@ -48,7 +48,7 @@ HEAD_END = b"\r\n\r\n"
 # chunked body little is read too, for it may have many chunks and one turn of the loop is to be short.
 ROOM = memoryview(bytearray(256 << 10))
 HEAD_ROOM = ROOM[: 16 << 10]
-CHUNK_ROOM = ROOM[: 32 << 10]
+CHUNK_ROOM = 32 << 10
 
 
 class Gentle:
@@ -101,9 +101,10 @@ class Protocol(HttpToolsProtocol):
 
     @property
     def room(self) -> memoryview:
-        """Where what comes next is to be read to. What follows a body of known length is not read with it."""
+        """Where what comes next is to be read to. What follows a body of known length is not read with it, nor what
+        follows a large chunk."""
         if self._in_body:
-            return CHUNK_ROOM if self._chunks is not None else ROOM[: self._rest]
+            return ROOM[: max(CHUNK_ROOM, self._chunks.ahead) if self._chunks is not None else self._rest]
         return ROOM if self._parting else HEAD_ROOM
 
     def connection_lost(self, exc: Exception | None) -> None:

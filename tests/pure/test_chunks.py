@@ -66,3 +66,12 @@ def test_what_is_no_chunk_is_refused(data: bytes) -> None:
 def test_tiny_chunks_that_came_at_once_are_one_piece_and_still_counted() -> None:
     data = b"1\r\na\r\n" * 5_000
     assert Chunks().read(data + b"0\r\n", 0) == (len(data) + 3, b"a" * 5_000, 5_000)
+
+
+def test_what_is_left_of_a_chunk_is_told_so_that_it_can_be_read_at_once():
+    body = Chunks()
+    assert body.ahead == 0
+    at, part, _ = body.read(b"40000\r\nabc", 0)
+    assert (at, part, body.ahead) == (10, b"abc", 0x40000 - 3)
+    body.read(bytes(0x40000 - 3), 0)
+    assert body.ahead == 0 and not body.done
