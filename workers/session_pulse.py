@@ -10,7 +10,7 @@ from models.checkpoint import OutOfTime
 from workers.channel import WorkerEnd
 from workers.messages import Alive
 
-EVERY = 1.0  # seconds between two signs of one batch
+EVERY = 0.25  # seconds between two signs of one batch
 
 
 class Pulse:
