@@ -11,7 +11,7 @@ BIN    := $(VENV)/bin
 UV     := uv==0.13.9
 RUN    := $(VENV)/.installed
 DEV    := $(VENV)/.installed-dev
-BENCHES = codecs scheduler diffusion hub lora denoiser overhead image inpaint hot_path recovery idle memory report
+BENCHES = codecs scheduler diffusion hub lora denoiser overhead liveness image inpaint hot_path recovery idle memory report
 
 .PHONY: serve test lint proof bench doctor lock clean
 .DELETE_ON_ERROR:

@@ -71,8 +71,8 @@ def create_app(
     wardrobe = Wardrobe()
     api = create_api(engine, settings, wardrobe, lifespan)
     door: ASGIApp = Door(
-        Switch(Run(engine, settings), api), settings, Keys(settings.keys_file, clock), wardrobe, engine.metrics, clock,
-        engine.signer, lambda: engine.draining, engine.intake,
+        Switch(Run(engine, settings), api), settings, Keys(settings.keys_file, clock, settings.tiers), wardrobe,
+        engine.metrics, clock, engine.signer, lambda: engine.draining, engine.intake,
     )
     if not settings.cors_origins:
         return door

@@ -19,7 +19,7 @@ import hmac
 import logging
 import time
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,8 +78,11 @@ def read_priority(value: object) -> Priority | None:
 class Keys:
     """The keys in force. `path` None: open to everybody. Raises ValueError when the file is wrong at the start."""
 
-    def __init__(self, path: Path | None, clock: Callable[[], float] = time.monotonic) -> None:
-        self._path, self._clock = path, clock
+    def __init__(
+        self, path: Path | None, clock: Callable[[], float] = time.monotonic, tiers: Container[str] | None = None
+    ) -> None:
+        """`tiers`: those that there are; a key of another one would have no limits, so the file is wrong then."""
+        self._path, self._clock, self._tiers = path, clock, tiers
         self._keys: Mapping[bytes, tuple[bytes, Caller]] = {}
         self._tenants: frozenset[str] = frozenset()
         self._stamp: tuple[int, int] | None = None
@@ -123,7 +126,14 @@ class Keys:
         return next((found.tier for _, found in self._keys.values() if found.tenant == tenant), "")
 
     def _take(self, path: Path) -> None:
-        self._keys = read_keys(path.read_text(encoding="utf-8"))
+        try:
+            keys = read_keys(path.read_text(encoding="utf-8"))
+        except UnicodeDecodeError:
+            raise ValueError("the keys file is not readable as TOML: it is not UTF-8") from None
+        for _, found in keys.values():
+            if found.tier and self._tiers is not None and found.tier not in self._tiers:
+                raise ValueError(f"the keys file names the tier '{found.tier[:64]}', which no setting of tiers has")
+        self._keys = keys
         self._tenants = frozenset(found.tenant for _, found in self._keys.values())
 
     def _look(self) -> tuple[int, int]:

@@ -104,6 +104,18 @@ def test_a_keys_file_that_is_wrong_stops_the_start(text: str) -> None:
         read_keys(text)
 
 
+def test_a_key_of_a_tier_that_there_is_not_would_have_no_limits_and_is_refused(tmp_path: Path) -> None:
+    file, clock = tmp_path / "keys.toml", Clock()
+    file.write_text(entry("a", 'tenant = "a"', 'tier = "fre"'))
+    with pytest.raises(ValueError, match="'fre'"):
+        Keys(file, clock, {"free": 1})
+    file.write_text(entry("a", 'tenant = "a"', 'tier = "free"'))
+    keys = Keys(file, clock, {"free": 1})
+    file.write_text(entry("a", 'tenant = "a"', 'tier = "free!"') + entry("b"))
+    clock.now += RELOAD_EVERY
+    assert keys.caller("a").tier == "free"  # the old keys stay in force
+
+
 def test_a_key_is_found_in_either_header() -> None:
     assert presented_key({b"x-api-key": b"k"}) == b"k"
     assert presented_key({b"authorization": b"bearer  k"}) == b"k"
