@@ -46,14 +46,14 @@ class Chunks:
         """How many of the bytes that come next are the rest of one chunk."""
         return self._left if self._place is Place.DATA else 0
 
-    def read(self, data: bytes, at: int) -> tuple[int, bytes, int]:
-        """The position after what belongs to the body in `data` from `at` on; what the chunks there hold, joined; and
-        in how many pieces it came. Raises `BadRequest` for what is no chunk."""
+    def read(self, data: bytes, at: int, most: int = 1 << 30) -> tuple[int, bytes, int]:
+        """The position after what belongs to the body in `data` from `at` on, of `most` pieces at the most; what the
+        chunks there hold, joined; and in how many pieces it came. Raises `BadRequest` for what is no chunk."""
         parts: list[bytes] = []
-        while at < len(data) and self._place is not Place.DONE:
+        while at < len(data) and self._place is not Place.DONE and len(parts) < most:
             if self._place is Place.SIZE and not self._line:
-                at = _read_whole(data, at, parts)
-                if at == len(data):
+                at = _read_whole(data, at, parts, most)
+                if at == len(data) or len(parts) >= most:
                     break
             if self._place is Place.DATA:
                 part = data[at : at + self._left]
@@ -63,10 +63,10 @@ class Chunks:
                     self._place = Place.END
                 parts.append(part)
                 continue
-            most = MAX_LINE if self._place is Place.SIZE else 2 if self._place is Place.END else MAX_TRAILER
-            end = data.find(b"\n", at, at + most) + 1
-            line = self._line + (data[at:end] if end else data[at : at + most])
-            if len(line) > most or (not end and len(line) == most):
+            longest = MAX_LINE if self._place is Place.SIZE else 2 if self._place is Place.END else MAX_TRAILER
+            end = data.find(b"\n", at, at + longest) + 1
+            line = self._line + (data[at:end] if end else data[at : at + longest])
+            if len(line) > longest or (not end and len(line) == longest):
                 raise BadRequest(MALFORMED)
             at = end or len(data)
             if end:
@@ -95,11 +95,11 @@ class Chunks:
                 raise BadRequest(MALFORMED)
 
 
-def _read_whole(data: bytes, at: int, parts: list[bytes]) -> int:
-    """Append what the next chunks hold, as long as they are plain, have data and are there to their ends; the position
-    after them. Short, for there may be thousands."""
+def _read_whole(data: bytes, at: int, parts: list[bytes], most: int) -> int:
+    """Append what the next chunks hold, as long as they are plain, have data and are there to their ends, and there are
+    not `most` parts; the position after them. Short, for there may be thousands."""
     match, append = WHOLE.match, parts.append
-    while (found := match(data, at)) is not None:
+    while len(parts) < most and (found := match(data, at)) is not None:
         begin = found.end()
         end = begin + int(found[1], 16)
         if end == begin or data[end : end + 2] != b"\r\n":

@@ -38,7 +38,7 @@ from engine.intake import Charge, network
 MAX_HEAD = 32 << 10   # bytes of request line and headers
 MAX_LINES = 100       # headers
 MAX_LEFT = 8 << 20    # bytes of a body that are still read after the answer was given
-MAX_CHUNKS = 4096     # chunks a body may have before their size counts
+MAX_CHUNKS = 512      # chunks a body may have before their size counts
 MIN_CHUNK = 64        # bytes they must have on average from then on
 DIRECT = 32 << 10     # bytes of a body from which on the application may want it elsewhere
 HEAD_END = b"\r\n\r\n"
@@ -165,14 +165,10 @@ class Protocol(HttpToolsProtocol):
 
     def _read_body(self, data: bytes, at: int) -> int:
         """Take what belongs to the body; the position after it."""
-        if self.cycle.response_complete:
-            self._left += len(data) - at
-            if self._left > MAX_LEFT:
-                self.transport.close()
-                return len(data)
+        begin = at
         try:
             if self._chunks is not None:
-                at, part, pieces = self._chunks.read(data, at)
+                at, part, pieces = self._chunks.read(data, at, MAX_CHUNKS)
                 if pieces:
                     self._take(part, pieces)
             else:
@@ -183,6 +179,11 @@ class Protocol(HttpToolsProtocol):
         except BadRequest as fault:
             self._refuse(fault)
             return len(data)
+        if self.cycle.response_complete:
+            self._left += at - begin
+            if self._left > MAX_LEFT:
+                self.transport.close()
+                return len(data)
         if not self._rest and (self._chunks is None or self._chunks.done) and not self.transport.is_closing():
             self._end_body()
         return at

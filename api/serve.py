@@ -33,7 +33,7 @@ from engine.shutdown import AFTER_GRACE, ANSWERS
 from engine.startup import show_startup
 
 log = logging.getLogger("imagepool.serve")
-HANDLES = 16  # connections that are accepted in one turn of the event loop
+HANDLES = 32  # connections that are accepted in one turn of the event loop
 OTHER_FILES = 512  # open files that are no connections: pipes, the database, images, what is fetched
 
 

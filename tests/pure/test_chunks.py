@@ -75,3 +75,13 @@ def test_what_is_left_of_a_chunk_is_told_so_that_it_can_be_read_at_once():
     assert (at, part, body.ahead) == (10, b"abc", 0x40000 - 3)
     body.read(bytes(0x40000 - 3), 0)
     assert body.ahead == 0 and not body.done
+
+
+def test_no_more_pieces_are_read_at_once_than_are_wanted():
+    data = b"1\r\na\r\n" * 100 + b"0\r\n\r\n"
+    body, at, sizes = Chunks(), 0, []
+    while not body.done:
+        at, part, pieces = body.read(data, at, 30)
+        assert len(part) == pieces
+        sizes.append(pieces)
+    assert (at, sizes) == (len(data), [30, 30, 30, 10])
