@@ -8,6 +8,7 @@ place and the file is read again, so that nothing stands before a warning that m
 
 from __future__ import annotations
 
+import io
 import re
 from typing import Literal
 
@@ -23,6 +24,8 @@ MAX_SCANS = 100  # of a progressive JPEG; each costs a pass over the whole pictu
 _ICC_HEAD = b"ICC_PROFILE\0"
 _JFIF, _ICC, _ADOBE, _PROGRESSIVE = 0xE0, 0xE2, 0xEE, 0xC2
 _SCAN = re.compile(rb"(\xff\xda\0(?:\x08\x01.{2}|\x0a\x02.{4}|\x0c\x03.{6}|\x0e\x04.{8})).{3}", re.DOTALL)
+_BEGIN, _END, _STRAY = b"\xff\xda\0", b"\xff\xd9", b"\x55" * 256
+_BEHIND_SCAN = re.compile(rb"\xff(?:[\xc4\xda]\0|\xd9)")
 _ALL_COEFFICIENTS = b"\0\x3f\0"  # what a scan that is not progressive holds
 
 
@@ -30,7 +33,11 @@ def size(data: memoryview) -> tuple[int, int]:
     """Width and height by the decoder's own reading. Raises `InvalidImage` when the file has too many scans."""
     if len(re.findall(rb"\xff\xda", data)) > MAX_SCANS:
         raise InvalidImage(f"the JPEG file has more than {MAX_SCANS} scans; save it again and resend it")
-    height, width, _, _ = simplejpeg.decode_jpeg_header(data, strict=False)
+    try:
+        height, width, _, _ = simplejpeg.decode_jpeg_header(data, strict=False)
+    except ValueError:
+        with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+            return image.size
     return width, height
 
 
@@ -39,7 +46,10 @@ def read(data: memoryview) -> tuple[np.ndarray, bytes | None]:
 
     Four colours are taken as Adobe's programs and all others write them, inverted, and mixed as Pillow does.
     """
-    _, _, stored, _ = simplejpeg.decode_jpeg_header(data, strict=False)
+    try:
+        _, _, stored, _ = simplejpeg.decode_jpeg_header(data, strict=False)
+    except ValueError:
+        return _subsampled(data), _profile(data)
     space: Literal["GRAY", "CMYK", "RGB"]
     space = "GRAY" if stored == "Gray" else "CMYK" if stored in ("CMYK", "YCCK") else "RGB"
     try:
@@ -54,6 +64,24 @@ def read(data: memoryview) -> tuple[np.ndarray, bytes | None]:
         mixed = Image.frombuffer("CMYK", (width, height), pixels.data, "raw", "CMYK;I", 0, 1)
         pixels = np.array(mixed.convert("RGB"))
     return pixels, _profile(data)
+
+
+def _subsampled(data: memoryview) -> np.ndarray:
+    """Four colours, some in fewer samples, which TurboJPEG does not know. Pillow reads them but tells of no cut, so it
+    reads twice: bytes that follow a whole scan change nothing, while one that was cut takes them for its rest."""
+    pixels, file = _by_pillow(data), bytes(data)
+    begin = file.find(_BEGIN) + len(_BEGIN)
+    strayed = file[:begin] + _BEHIND_SCAN.sub(lambda marker: _STRAY + marker[0], file[begin:])
+    if _END not in file[begin:] or not np.array_equal(pixels, _by_pillow(strayed)):
+        raise ValueError("the file is cut off")
+    return pixels
+
+
+def _by_pillow(data: memoryview | bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+        if image.mode != "CMYK":
+            raise ValueError(f"unknown sampling of {image.mode}")
+        return np.array(image.convert("RGB"))
 
 
 def _usual(data: memoryview, *, four_colours: bool) -> bytes:

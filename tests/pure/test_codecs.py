@@ -192,6 +192,17 @@ def test_a_file_cut_off_anywhere_gives_no_half_picture(kind: str, sixteenths: in
 JPEGS = {kind: data for kind, data in KINDS.items() if data[:2] == b"\xff\xd8"} | {
     "CMYK, progressive": save(IMAGE.convert("CMYK"), "JPEG", quality=95, progressive=True)
 }
+SUBSAMPLED = {
+    f"CMYK, {name}": save(IMAGE.convert("CMYK"), "JPEG", quality=90, subsampling=sub, progressive=name.endswith("ive"))
+    for name, sub in (("4:2:2", 1), ("4:2:0", 2), ("4:2:0, progressive", 2))
+}
+JPEGS |= SUBSAMPLED
+
+
+@pytest.mark.parametrize("kind", SUBSAMPLED)
+def test_four_colours_in_fewer_samples_are_read_as_pillow_does(kind: str) -> None:
+    expected = np.array(Image.open(io.BytesIO(SUBSAMPLED[kind])).convert("RGB"))
+    assert np.array_equal(read(SUBSAMPLED[kind]).image, expected)
 
 
 def with_the_unusual(jpeg: bytes) -> dict[str, bytes]:
