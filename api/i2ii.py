@@ -21,6 +21,7 @@ from api.auth import caller
 from api.choice import check, takes
 from api.dialect import UploadRoute, image_response
 from api.errors import ValidationFailed, status_of
+from api.fields import Real, Whole
 from api.forms import content
 from api.i2ii_shapes import WORDS
 from api.images import read_image
@@ -68,9 +69,9 @@ class EditForm(BaseModel):
     image: UploadFile = Field(description="PNG, JPEG, WebP or AVIF, at most 10 MiB.")
     prompt: str = Field(description="What to change, in English or Chinese.")
     negative_prompt: str = Field("", description="What to leave out.")
-    num_inference_steps: int = Field(50, description="Clamped to 10-100.")
-    true_cfg_scale: float = Field(4.0, allow_inf_nan=False, description="Clamped to 1.0-10.0.")
-    seed: int = Field(0, description="Any integer; folded to 64 bits.")
+    num_inference_steps: Whole = Field(50, description="Clamped to 10-100.")
+    true_cfg_scale: Real = Field(4.0, allow_inf_nan=False, description="Clamped to 1.0-10.0.")
+    seed: Whole = Field(0, description="Any integer; folded to 64 bits.")
 
 
 class EditRoute(UploadRoute):

@@ -16,6 +16,7 @@ from fastapi import UploadFile
 from pydantic import BaseModel, Field
 
 from api.choice import check
+from api.fields import Real, Whole
 from core.model import MAX_TEXT, ModelSpec
 from core.recipe import find_operations, named
 
@@ -29,21 +30,21 @@ Prompt = Annotated[str, Field(max_length=MAX_TEXT)]
 class UpscaleParams(BaseModel):
     prompt: Prompt = Field("", description="Edits to make on the way, such as `sharp` or `warmer`.")
     negative_prompt: Prompt = Field("", description="What to avoid, such as `blurry`; edits named here are left out.")
-    num_inference_steps: int = Field(20, ge=1, le=100, description="Rounds of refinement.")
-    guidance_scale: float = Field(7.5, ge=1, le=20, description="How steep edges become.")
-    scale: int = Field(4, description="2 or 4 times the width and height.")
+    num_inference_steps: Whole = Field(20, ge=1, le=100, description="Rounds of refinement.")
+    guidance_scale: Real = Field(7.5, ge=1, le=20, description="How steep edges become.")
+    scale: Whole = Field(4, description="2 or 4 times the width and height.")
 
 
 class EnhanceParams(BaseModel):
     prompt: Prompt = Field(ENHANCE_PROMPT, description="What to stress, and edits to make on the way.")
-    strength: float = Field(0.3, ge=0.1, le=1.0, description="How far the image may change.")
-    guidance_scale: float = Field(7.5, ge=1, le=20, description="How strongly detail is raised.")
+    strength: Real = Field(0.3, ge=0.1, le=1.0, description="How far the image may change.")
+    guidance_scale: Real = Field(7.5, ge=1, le=20, description="How strongly detail is raised.")
 
 
 class StyleParams(BaseModel):
     prompt: Prompt = Field("", description="Edits that the style is combined with, such as `black and white`.")
-    strength: float = Field(0.6, ge=0.1, le=1.0, description="How far the image may change.")
-    guidance_scale: float = Field(8.0, ge=1, le=20, description="Weight of the lines, or of grain and scratches.")
+    strength: Real = Field(0.6, ge=0.1, le=1.0, description="How far the image may change.")
+    guidance_scale: Real = Field(8.0, ge=1, le=20, description="Weight of the lines, or of grain and scratches.")
 
 
 class Upload(BaseModel):

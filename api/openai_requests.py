@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from starlette.requests import Request
 
 from api import choice, strict_json
+from api.fields import Real, Whole
 from api.images import read_base64
 from api.json_pieces import LongText
 from api.submission import MAX_IMAGES, Submission, media_type, read_form
@@ -34,19 +35,19 @@ class ImagesRequest(BaseModel):
 
     prompt: str = Field("", max_length=32_000, description="What to draw, or how to change the image.")
     model: str | None = Field(None, description="A name of `GET /v1/models`; any other lets the server choose.")
-    n: int = Field(1, ge=1, le=MOST, description="How many; each has a seed of its own.")
+    n: Whole = Field(1, ge=1, le=MOST, description="How many; each has a seed of its own.")
     size: str | None = Field(None, description="`auto`, or width and height as in `1024x1024`.")
     response_format: Literal["url", "b64_json"] | None = Field(
         None, description="Left out: `b64_json`, but `url` for a model called dall-e-..., as there."
     )
     output_format: Literal["png", "jpeg", "webp"] = "png"
-    output_compression: int | None = Field(None, ge=0, le=100, description="Quality of a JPEG or WebP.")
+    output_compression: Whole | None = Field(None, ge=0, le=100, description="Quality of a JPEG or WebP.")
     background: Literal["transparent", "opaque", "auto"] = Field(
         "auto", description="`transparent`: the subject is cut out, where this server has a model for it."
     )
     quality: Literal["standard", "hd", "low", "medium", "high", "xhigh", "max", "auto"] = "auto"
     stream: bool = Field(False, description="Server-sent events instead of one answer.")
-    partial_images: int = Field(0, ge=0, le=3, description="How many previews a stream shows at most.")
+    partial_images: Whole = Field(0, ge=0, le=3, description="How many previews a stream shows at most.")
     moderation: str | None = None
     style: str | None = None
     complexity: str | None = None
@@ -54,13 +55,13 @@ class ImagesRequest(BaseModel):
     user: str | None = None
     safety_identifier: str | None = None
     negative_prompt: str | None = Field(None, description="Not OpenAI's, as those that follow.")
-    seed: int | None = None
-    num_inference_steps: int | None = None
-    guidance_scale: float | None = None
-    true_cfg_scale: float | None = None
-    strength: float | None = None
-    width: int | None = None
-    height: int | None = None
+    seed: Whole | None = None
+    num_inference_steps: Whole | None = None
+    guidance_scale: Real | None = None
+    true_cfg_scale: Real | None = None
+    strength: Real | None = None
+    width: Whole | None = None
+    height: Whole | None = None
 
     @model_validator(mode="before")
     @classmethod

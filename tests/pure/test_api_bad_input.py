@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 import struct
 import zlib
 from collections.abc import AsyncIterator
@@ -372,3 +373,17 @@ async def test_a_wrong_request_to_run_is_refused(
 
 async def test_after_all_that_a_good_job_still_runs(server: Server) -> None:
     assert (await ended(server, await submit(server)))["state"] == "succeeded"
+
+
+@pytest.mark.parametrize(("path", "field"), [
+    ("/edit", "num_inference_steps"), ("/edit", "true_cfg_scale"), ("/edit", "seed"),
+    ("/api/v1/images/upscale", "num_inference_steps"), ("/api/v1/images/enhance", "guidance_scale"),
+    ("/v1/images/edits", "n"), ("/v1/images/edits", "guidance_scale"),
+])  # fmt: skip
+@pytest.mark.parametrize("number", ["1_0", "2\u00a0", "\u0662"])
+async def test_a_number_of_a_form_is_a_plain_one(server: Server, path: str, field: str, number: str) -> None:
+    async with nothing_happens(server):
+        image = {"file" if path.startswith("/api") else "image": IMAGE}
+        fields = {"prompt": (None, b"snow"), field: (None, number.encode())}
+        answer = await server.client.post(path, files={**image, **fields})
+        assert answer.status_code in (400, 422) and re.search(rf"\b{field}\b", answer.text), answer.text
