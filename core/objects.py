@@ -26,7 +26,7 @@ BECOMING = frozenset({"变成", "改成", "转成", "turned", "turns", "turn"})
 ACTING = frozenset({"提亮", "增亮", "调亮", "调暗", "压暗", "变亮", "变暗", "锐化", "模糊", "平滑"})
 LOCAL = frozenset({
     "brighter", "darker", "contrast", "flat", "warmer", "cooler", "vivid", "muted", "blur", "soft", "sharpen",
-    "black_and_white",
+    "smooth", "black_and_white",
 })  # fmt: skip
 PRONOUNS = frozenset({"it", "thing", "things", "stuff", "它"})  # of the picture, unless a thing is named
 PERSONS = frozenset({"her", "him", "them", "me", "us", "他", "她"})
@@ -55,12 +55,17 @@ def phrase(term: Term, text: str) -> Phrase:
 
 def bound(phrases: Sequence[Phrase]) -> frozenset[int]:
     """The places of the phrases that are meant for a thing, among the first `MOST` that could be."""
-    places = [at for at, phrase in enumerate(phrases) if phrase.bindable][:MOST]
-    found = {at for at in places if _is_bound(phrases, at)}
+    places = looks(phrases)
+    found = {at for at in places if is_bound(phrases, at) or _is_said_of_it(phrases, at)}
     if _names_a_thing_alone(phrases):
         found |= {at for at in places if phrases[at].kind == "colour"}
     drawn = [at for at, phrase in enumerate(phrases) if phrase.kind == "op" and _can_lie(phrase.term)][:MOST]
     return frozenset(found | {at for at in drawn if _lies_on_a_thing(phrases, at)})
+
+
+def looks(phrases: Sequence[Phrase]) -> list[int]:
+    """The places of the first `MOST` colours and degrees."""
+    return [at for at, phrase in enumerate(phrases) if phrase.bindable][:MOST]
 
 
 def _names_a_thing_alone(phrases: Sequence[Phrase]) -> bool:
@@ -68,6 +73,24 @@ def _names_a_thing_alone(phrases: Sequence[Phrase]) -> bool:
     kinds = {phrase.kind for phrase in phrases if phrase.text not in PRONOUNS}
     named = any(phrase.kind == "unknown" and phrase.text[:1].isalpha() for phrase in phrases)
     return named and not kinds & {*WHOLES, "aspect"}
+
+
+def _is_said_of_it(phrases: Sequence[Phrase], at: int) -> bool:
+    """Whether it is said of "it", and the clause before names a thing and no more ("the eyes, make it brighter")."""
+    before, linked = _subject(phrases, at)
+    if before < 0 or phrases[before].text not in ("it", "它") or not (linked or _caused(phrases, before)):
+        return False
+    end = _start(phrases, before) - 1
+    if end < 1 or phrases[end].kind != "end":
+        return False
+    named = False
+    for phrase in reversed(phrases[max(0, end - REACH) : end]):
+        if phrase.kind == "end":
+            break
+        if phrase.kind not in ("unknown", "determiner", "of", "possessing", "small", "manner"):
+            return False
+        named |= phrase.kind == "unknown" and phrase.text[:1].isalpha()
+    return named
 
 
 def _can_lie(term: Term) -> bool:
@@ -84,16 +107,17 @@ def _lies_on_a_thing(phrases: Sequence[Phrase], at: int) -> bool:
     return place + 1 < len(phrases) and phrases[place + 1].text not in GROUNDS and _is_thing(phrases, place + 1)
 
 
-def _is_bound(phrases: Sequence[Phrase], at: int) -> bool:
+def is_bound(phrases: Sequence[Phrase], at: int) -> bool:
+    """Whether the colour or degree at this place is meant for a thing that is named beside it."""
     before, linked = _subject(phrases, at)
     if before >= 0 and phrases[before].kind in (*WHOLES, "aspect") and (linked or _caused(phrases, before)):
         return _belongs(phrases, before)
     if phrases[at].text == "sky blue" and at and phrases[at - 1].kind in ("verb", "cause"):
         return not _next_is(phrases, at, "aspect", *WHOLES)  # "turn the sky blue"
-    ahead = _ahead(phrases, at)
-    if ahead is None and before >= 0 and phrases[before].text in PERSONS and (linked or _caused(phrases, before)):
+    follows = ahead(phrases, at)
+    if follows is None and before >= 0 and phrases[before].text in PERSONS and (linked or _caused(phrases, before)):
         return True
-    return ahead if ahead is not None else _behind(phrases, at, before, linked)
+    return follows if follows is not None else _behind(phrases, at, before, linked)
 
 
 def _belongs(phrases: Sequence[Phrase], at: int) -> bool:
@@ -110,7 +134,7 @@ def _next_is(phrases: Sequence[Phrase], at: int, *kinds: str) -> bool:
     return at + 1 < len(phrases) and phrases[at + 1].kind in kinds
 
 
-def _ahead(phrases: Sequence[Phrase], at: int) -> bool | None:
+def ahead(phrases: Sequence[Phrase], at: int) -> bool | None:
     """Whether a thing follows as its noun; False when something else does, None when nothing does."""
     operation, joined = phrases[at].kind == "op", False
     for place in range(at + 1, min(len(phrases), at + REACH)):
@@ -155,7 +179,7 @@ def _subject(phrases: Sequence[Phrase], at: int) -> tuple[int, bool]:
             linked |= phrase.chinese
         elif phrase.kind == "join" and place and phrases[place - 1].bindable:
             place -= 1
-        elif phrase.kind not in ("degree", "by"):
+        elif phrase.kind not in ("degree", "by", "less"):
             break
         place -= 1
     return place, linked

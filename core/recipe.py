@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from core import objects
+from core import objects, scenery
 from core.errors import InvalidParameter
 from core.objects import Phrase, phrase
 from core.vocabulary import ASIDE, LEXICON, LONGEST, OPPOSITES, STAGES, Term, base, examples, tokens
@@ -91,7 +91,7 @@ class _Reader:
         self.waved: set[str] = set()  # banned by a weak word: "night without stars" is still night
         self.caps: set[str] = set()
         phrases = _phrases(unicodedata.normalize("NFKC", text))
-        places = objects.bound(phrases)
+        places = scenery.bound(phrases)
         self.things = [phrases[at].text for at in sorted(places)]
         self.ignored = [word[:MOST_LETTERS] for word in objects.things(phrases, places)[:MOST_IGNORED]]
         self._read([_UNKNOWN if at in places else each.term for at, each in enumerate(phrases)])

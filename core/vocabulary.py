@@ -43,7 +43,7 @@ vintage | vintage, old photo, old photograph, aged, antique, nostalgic, nostalgi
 = light
 brighter | brighter, bright, brighten, brightness, lighter, lighten, exposure | 亮, 明亮, 提亮, 增亮, 调亮, 变亮, 亮度, 曝光
 darker | darker, dark, darken, dim, gloomy, moody | 暗, 变暗, 调暗, 压暗, 昏暗, 阴沉
-contrast | contrast, contrasty, dramatic, hdr, punchy | 对比度, 对比, 反差, 戏剧性
+contrast | contrast, high contrast, contrasty, dramatic, hdr, punchy | 对比度, 对比, 反差, 戏剧性
 flat | flat, matte, low contrast | 低对比, 平淡, 哑光
 warmer | warmer, warm, warmth, cosy, cozy | 暖, 暖色, 暖色调, 温暖, 暖和
 cooler | cooler, cool, cold, chilly | 冷, 冷色, 冷色调, 寒冷, 清冷
@@ -76,7 +76,7 @@ vignette | vignette, vignetting, dark corner, dark edge | 暗角, 晕影
 """
 
 _COLOURS = """
-red | e03131 | red, crimson, scarlet, ruby | 红色, 红
+red | e03131 | red, crimson, scarlet, ruby, coral red | 红色, 红
 orange | f2822a | orange, amber | 橙色, 橘色, 橙
 yellow | f2d43a | yellow, lemon | 黄色, 黄
 gold | e6b422 | gold, golden | 金色, 金黄, 金黄色, 黄金
@@ -87,12 +87,12 @@ mint | 8fdcb9 | mint | 薄荷色, 薄荷绿
 teal | 1f8a8a | teal, turquoise | 青绿色, 青绿
 cyan | 3cc8dc | cyan, aqua | 青色, 青
 blue | 2f62d0 | blue, azure, cobalt | 蓝色, 蓝
-sky | 7cc0ee | sky blue, light blue, baby blue | 天蓝色, 天蓝, 浅蓝色, 浅蓝
+sky | 7cc0ee | sky blue, light blue, baby blue, ice blue | 天蓝色, 天蓝, 浅蓝色, 浅蓝
 navy | 1c2f6b | navy, indigo, dark blue | 深蓝色, 深蓝, 靛蓝
 purple | 7b3fb3 | purple, violet, lilac | 紫色, 紫
 lavender | b9a3e3 | lavender | 薰衣草, 淡紫色, 淡紫
 magenta | d0359b | magenta, fuchsia | 品红, 洋红, 玫红
-pink | f28ab2 | pink, rose | 粉色, 粉红, 粉红色, 玫瑰色
+pink | f28ab2 | pink, rose, coral pink | 粉色, 粉红, 粉红色, 玫瑰色
 brown | 7d5233 | brown, bronze, copper | 棕色, 褐色, 咖啡色
 silver | bcc4cf | silver | 银色
 """
@@ -121,8 +121,8 @@ skip | not only, not just, nothing but, falling, ice cream, spring roll, olive o
 # and "aspect": the picture and what it has as a whole; "scene": a place that fills it; "manner": adjectives of no use;
 # "link": between a thing and what it is to be; "cause": verbs that make things so.
 _ASIDE = """
-picture | it, everything, thing, things, stuff, picture, image, photo, photograph, photography, pic, shot, snapshot, frame, portrait, selfie, composition, artwork, art, render, rendering, wallpaper, version, look, style, effect, filter, finish, feel, feeling, vibe, mood, atmosphere, ambience, aesthetic, edit, edition, result, exposure, design, colouring, grading, grade, theme | 图片, 图像, 照片, 相片, 画面, 画质, 整体, 全图, 图, 照, 人像, 风格, 风, 效果, 感觉, 感, 氛围, 气氛, 作品, 版本, 滤镜, 画, 它, 片子
-aspect | light, lighting, shadow, highlight, hue, tint, palette, shade, scheme, background light, sunlight, daylight, lamp, contour, outline, edge, line, stroke, texture, particle | 光线, 光, 灯光, 阴影, 高光, 颜色, 色彩, 调子, 线条, 边缘, 影调
+picture | it, everything, thing, things, stuff, film, picture, image, photo, photograph, photography, pic, shot, snapshot, frame, portrait, selfie, composition, artwork, art, render, rendering, wallpaper, version, look, style, effect, filter, finish, feel, feeling, vibe, mood, atmosphere, ambience, aesthetic, edit, edition, result, exposure, design, colouring, grading, grade, theme | 图片, 图像, 照片, 相片, 画面, 画质, 整体, 全图, 图, 照, 人像, 风格, 风, 效果, 感觉, 感, 氛围, 气氛, 作品, 版本, 滤镜, 画, 它, 片子
+aspect | light, lighting, shadow, highlight, hue, tint, palette, shade, scheme, background light, sunlight, daylight, lamp, contour, outline, edge, line, stroke, texture, particle, gradient, transition | 光线, 光, 灯光, 阴影, 高光, 颜色, 色彩, 调子, 线条, 边缘, 影调
 scene | scene, scenery, landscape, cityscape, city, town, village, street, alley, room, interior, kitchen, bedroom, bathroom, office, cafe, restaurant, shop, studio, place, world, land, view, vista, weather, day, morning, afternoon, evening, hour, time, season, climate, horizon, environment, setting, machine, era, age, period | 场景, 风景, 景色, 景观, 城市, 街道, 世界, 房间, 天气, 早晨, 清晨, 时代, 季节
 manner | beautiful, nice, lovely, pretty, good, great, better, best, amazing, stunning, gorgeous, awesome, natural, realistic, professional, modern, artistic, elegant, clean, fresh, cute, romantic, epic, high, quality, perfect, overall, general, generally, everywhere, nicely, beautifully, new, different | 清新, 唯美, 好看, 浪漫, 自然, 干净, 高级, 可爱, 温馨, 优雅, 美丽, 完美, 真实
 determiner | her, his, their, my, your, our, its, this, that, these, those, some, both, each, every, all, whole, entire, any, up, down, out | 这, 那, 这张, 这个, 那个, 那张, 整张, 整个, 所有, 全部, 她, 他, 我, 你, 我的, 她的, 他的
@@ -131,7 +131,7 @@ to | to, into, in | 为, 成
 link | wear, wears, wearing, dressed, should, would, could, will, can, must, is, are, be, was, were, become, becomes, becoming, look, looks, looking, seem, seems, appear, get, gets, as, like, being | 变, 变得, 染成, 染, 换成, 换, 涂成, 画成, 调成, 调, 弄成, 做成, 得, 是, 偏, 显得
 cause | paint, dye, recolour, set, render, have, want, wants, colourise, tinted, repaint, swap, replace, put, show | 将, 给, 想要, 希望
 possessing | 's | 的
-small | please, thanks, thank, you, i, me, we, he, she, they, so, if, for, from, than, about, just, there, here, what, which, who, how, much, many, also, too, do, did, has, had, one, two, kind, sort, way | 请, 帮, 帮我, 了, 着, 地, 张, 个, 只是, 一下, 吧, 啊, 呢, 吗, 一张, 一个, 一件, 一条, 一只, 一种, 一幅, 种, 幅, 些, 点
+small | please, hi, hello, hey, ok, okay, now, thanks, thank, you, i, me, we, he, she, they, so, if, for, from, than, about, just, there, here, what, which, who, how, much, many, also, too, do, did, has, had, one, two, kind, sort, way | 请, 你好, 您好, 嗨, 好的, 帮, 帮我, 了, 着, 地, 张, 个, 只是, 一下, 吧, 啊, 呢, 吗, 一张, 一个, 一件, 一条, 一只, 一种, 一幅, 种, 幅, 些, 点
 """
 
 OPPOSITES: Mapping[str, str] = {

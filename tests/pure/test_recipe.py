@@ -193,6 +193,13 @@ FOR_ONE_THING = (
     "把她变红",
     "black and white cat", "make the cat black and white", "a star on the flag", "ink on her arm",
     "a flower on her dress",
+    # things that are called as a mood is, and those whose name holds one
+    "red flowers", "make the snow yellow", "把雪变成红色", "brighten the flowers", "yellow snow", "blue ice",
+    "add red flowers", "红色的花朵", "让雪更亮", "把花朵变红", "the flowers should be purple", "flowers purple",
+    "make the stars brighter", "make the snow less bright", "make the castle red", "turn the sea green",
+    "把森林变成红色", "make the beach brighter", "snow leopard", "雪豹", "red winter coat", "a red summer dress",
+    "night owl", "ice cube", "雪人", "smooth skin", "smooth her skin", "make the skin smooth", "平滑皮肤",
+    "the eyes, make it brighter", "her eyes, make it sharper", "眼睛，让它更亮",
 )
 FOR_THE_PICTURE = (
     "make it green", "make everything blue", "make the whole image green", "make the picture of my cat brighter",
@@ -211,6 +218,12 @@ FOR_THE_PICTURE = (
     "make the light warmer", "oil on canvas", "ink on paper", "black and white", "turn her portrait blue",
     "make me a warm picture", "a purple look for my cat's picture", "snow on the roofs", "winter landscape with snow",
     "a warm sunset", "make it warmer", "水彩画", "black and white street", "watercolour of a star on the flag",
+    "snow", "雪", "flowers", "stars", "cold snow", "soft snow in winter", "a dark forest", "a dark castle",
+    "blue ocean", "pink cherry blossoms", "粉色樱花", "a colorful flower garden", "a snow scene in blue",
+    "bright snowy day", "ice blue", "the forest is dark and green", "add snow, darker", "make it snow, brighter",
+    "make the picture of the snow brighter", "snow mountain", "雪山", "cyberpunk girl", "a vintage dress", "smooth",
+    "smooth everything", "磨皮", "smooth lines", "hello, make it brighter", "你好，让它更亮", "black and white film",
+    "purple neon lights", "a knight in a castle",
 )
 
 
@@ -239,6 +252,14 @@ def test_what_is_meant_for_the_picture_is_done(prompt: str) -> None:
         ("a beautiful warm street", {"warmer"}, ["beautiful", "street"]),
         ("让照片亮一点", {"brighter"}, []),
         ("sepia !!! & qwertz", {"sepia"}, ["qwertz"]),
+        ("a garden with red flowers", {"spring"}, ["red", "flowers"]),
+        ("night, and make the snow yellow", {"night"}, ["snow", "yellow"]),
+        ("sunset, make the sky green", {"sunset"}, ["sky", "green"]),
+        ("golden sunset with orange and pink sky", {"sunset", "tint"}, ["sky"]),
+        ("金色的夕阳，橙色和粉色的天空", {"sunset", "tint"}, ["天空"]),
+        ("golden autumn leaves", {"autumn", "tint"}, ["leaves"]),
+        ("moody sunset with dark clouds", {"sunset", "darker"}, ["clouds"]),
+        ("high contrast black and white film noir", {"contrast", "black_and_white"}, []),
     ],
 )
 def test_words_without_effect_are_told(prompt: str, done: set[str], ignored: list[str]) -> None:
@@ -267,6 +288,7 @@ def test_any_row_of_known_words_is_read_the_same_twice(words: list[str]) -> None
 
 def test_the_longest_prompt_is_read_in_linear_time() -> None:
     assert set(read("very warm, " * 700 + "sepia")) == {"warmer", "sepia"}
+    assert set(read("red flowers, " * 190 + "sepia")) == {"sepia"}
 
 
 def test_the_documentation_lists_every_operation() -> None:
