@@ -1,8 +1,9 @@
 # make serve ARGS="--port 9000"   the server, after installing what it needs into .venv (others than this host reach it
 #                                 with keys, or --host 0.0.0.0)
-# make test                       ruff, mypy, pytest (ARGS go to pytest)
+# make test                       ruff, mypy, pytest in two processes (ARGS go to pytest)
 # make lock                       requirements.lock anew, after requirements.txt has changed
-# make proof                      does the server answer what its description promises? Half an hour of schemathesis
+# make proof                      what is too long for every run: half an hour of schemathesis (does the server answer
+#                                 what its description promises?), and the tests marked `proof`
 # make doctor                     can this machine serve, and what to do if not
 
 PYTHON ?= python3
@@ -11,6 +12,7 @@ BIN    := $(VENV)/bin
 UV     := uv==0.13.9
 RUN    := $(VENV)/.installed
 DEV    := $(VENV)/.installed-dev
+WORKERS ?= 2
 BENCHES = codecs scheduler diffusion hub lora denoiser overhead liveness image inpaint hot_path recovery idle memory report
 
 .PHONY: serve test lint proof bench doctor lock clean
@@ -23,7 +25,7 @@ doctor: $(RUN)
 	$(BIN)/python server.py doctor $(ARGS)
 
 test: lint
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(DEV)
 	$(BIN)/ruff check .
@@ -31,6 +33,7 @@ lint: $(DEV)
 
 proof: $(DEV)
 	$(BIN)/python -m bench.conformance $(ARGS)
+	$(BIN)/python -m pytest -m proof
 
 bench: $(DEV)
 	set -e; for name in $(BENCHES); do $(BIN)/python -m bench.$$name $(ARGS); done

@@ -75,8 +75,14 @@ async def one(client: httpx.AsyncClient, number: int) -> str:
     return "right" if np.array_equal(pixels(data), expected(number)) else "wrong image"
 
 
+def in_proof_too(few: int, many: int) -> pytest.MarkDecorator:
+    """A few jobs in every run, many in `make proof`."""
+    return pytest.mark.parametrize("number_of_jobs", [few, pytest.param(many, marks=pytest.mark.proof)])
+
+
 @pytest.mark.timeout(600)
-async def test_two_thousand_mixed_jobs_while_a_random_worker_is_killed_every_half_second(tmp_path):
+@in_proof_too(400, 2000)
+async def test_mixed_jobs_while_a_random_worker_is_killed_every_half_second(tmp_path, number_of_jobs):
     before = shared_memory()
     chance = random.Random(2)
     with running(tmp_path / "outputs", "--restart-backoff", "50ms", devices="cpu:4", models="stub") as server:
@@ -98,10 +104,10 @@ async def test_two_thousand_mixed_jobs_while_a_random_worker_is_killed_every_hal
                 async with gate:
                     return await one(client, number)
 
-            outcomes = Counter(await asyncio.gather(*(guarded(number) for number in range(2000))))
+            outcomes = Counter(await asyncio.gather(*(guarded(number) for number in range(number_of_jobs))))
             hunt.cancel()
         assert kills >= 3
-        assert outcomes == {"right": 2000}
+        assert outcomes == {"right": number_of_jobs}
         assert server.process.poll() is None
         status = server.status()
         assert status["queue"]["queued"] == status["queue"]["running"] == 0
@@ -111,16 +117,17 @@ async def test_two_thousand_mixed_jobs_while_a_random_worker_is_killed_every_hal
 
 
 @pytest.mark.timeout(600)
-def test_the_master_is_killed_three_times_during_a_thousand_durable_jobs(tmp_path):
+@in_proof_too(200, 1000)
+def test_the_master_is_killed_three_times_during_durable_jobs(tmp_path, number_of_jobs):
     before = shared_memory()
     server = RunningServer(tmp_path / "outputs", devices="cpu:2", models="stub").start()
     accepted: dict[int, str] = {}
     seen: dict[str, str] = {}
-    waiting = list(range(1000))
+    waiting = list(range(number_of_jobs))
     chance = random.Random(3)
     try:
         for life in range(4):
-            upto = 1000 if life == 3 else 250 * (life + 1)
+            upto = number_of_jobs * (life + 1) // 4
             tree = server.tree()
             while waiting and len(accepted) < upto:
                 number = waiting.pop(0)
@@ -141,7 +148,7 @@ def test_the_master_is_killed_three_times_during_a_thousand_durable_jobs(tmp_pat
                 server.client.close()
                 server = RunningServer(tmp_path / "outputs", devices="cpu:2", models="stub").start(ready=False)
         eventually(lambda: server.status()["queue"]["queued"] + server.status()["queue"]["running"] == 0, 240, 0.5)
-        assert len(set(accepted.values())) == 1000
+        assert len(set(accepted.values())) == number_of_jobs
         for number, job in accepted.items():
             told = server.job(job)
             assert told["state"] == "succeeded", told
@@ -157,5 +164,5 @@ def test_the_master_is_killed_three_times_during_a_thousand_durable_jobs(tmp_pat
     assert shared_memory() <= before
     outputs = tmp_path / "outputs"
     assert not list((outputs / "tmp").iterdir()) and not list((outputs / "inputs").iterdir())
-    assert len([file for file in outputs.iterdir() if file.suffix == ".png"]) == 1000
+    assert len([file for file in outputs.iterdir() if file.suffix == ".png"]) == number_of_jobs
     assert os.path.exists(outputs / "jobs.sqlite")  # noqa: PTH110
