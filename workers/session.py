@@ -27,7 +27,7 @@ from typing import Any
 import psutil
 import torch
 
-from core.errors import BadOutput, Cancelled, ErrorInfo, ImagePoolError, InvalidImage, ModelFailed, OutOfMemory
+from core.errors import BadOutput, Cancelled, ErrorInfo, ImagePoolError, ModelFailed, OutOfMemory
 from core.model import ModelSpec
 from core.request import ImagePart, Span
 from models.base import Adapter, Item, Output
@@ -55,7 +55,7 @@ from workers.messages import (
     Stop,
 )
 from workers.metadata import Metadata
-from workers.session_checks import check_output, plain
+from workers.session_checks import check_output, plain, stored_input
 from workers.session_models import Models
 from workers.session_pulse import Pulse, took_too_long
 from workers.session_steps import Steps
@@ -251,7 +251,7 @@ class Session:
         if isinstance(part.data, Span):
             return self._arena.view(part.data)
         if isinstance(part.data, str):
-            return Path(self._boot.root, part.data).read_bytes()
+            return stored_input(Path(self._boot.root, part.data), part.size)
         return memoryview(part.data)
 
     def _reporter(self, job: str) -> Callable[[float], None]:
@@ -462,8 +462,6 @@ class Session:
             return fault
         if isinstance(fault, self._out_of_memory):
             return OutOfMemory(f"model '{spec.name}' ran out of memory with this image; send a smaller one")
-        if isinstance(fault, FileNotFoundError):
-            return InvalidImage("the job's input is no longer stored; submit it again")
         print(f"job {job}, model {spec.name}:", file=sys.stderr)
         traceback.print_exception(fault)
         return ModelFailed(

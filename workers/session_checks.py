@@ -1,16 +1,29 @@
-"""What a model answers is checked before it is encoded: an image of the right size, and plain data beside it."""
+"""What a job finds stored is checked, and what a model answers: an image of the right size, and plain data beside it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import orjson
 
-from core.errors import BadOutput
+from core.errors import BadOutput, StorageFailed
 from core.model import ModelSpec
 from models.base import Item
+
+
+def stored_input(file: Path, size: int) -> bytes:
+    """A durable job's input as it was accepted. Raises `StorageFailed`: what has become of it since is no client's
+    fault."""
+    try:
+        data = file.read_bytes()
+    except OSError:
+        data = None
+    if data is None or len(data) != size:
+        raise StorageFailed("the server has lost the stored input of this job; submit it again")
+    return data
 
 
 def plain(facts: Mapping[str, Any], spec: ModelSpec) -> dict[str, Any]:

@@ -259,6 +259,18 @@ def test_metadata_goes_from_input_to_output_when_it_is_to_be_kept(tmp_path, keep
     assert (b"parameters\0a cat" in result) is keep
 
 
+@pytest.mark.parametrize("left", [None, b"", png()[:-1]])
+def test_an_input_that_the_server_has_lost_is_no_fault_of_its_image(tmp_path, left):
+    bench = Bench(tmp_path)
+    item = bench.item("a")
+    if left is not None:
+        (tmp_path / "0-image.png").write_bytes(left)
+    part = replace(item.images[0], data="0-image.png", size=len(png()))
+    (done,) = bench.answers(replace(item, images=(part,))).values()
+    assert (done.error.code, done.error.retryable) == ("storage_failed", True)
+    assert "submit it again" in done.error.message and str(tmp_path) not in done.error.message
+
+
 class Early(Adapter):
     """Hands its items over one by one, and does `then` behind the first."""
 
