@@ -73,6 +73,7 @@ SCHEMAS: dict[str, Any] = {
     "Alive": _object(status=TEXT),
     "Ready": _object(
         ready={"type": "boolean"}, reason=_nullable(TEXT), storage={"enum": ["ok", "full", "failed"]},
+        storage_reason=_nullable(TEXT),
         devices={"type": "array", "items": _object(device=TEXT, state=TEXT, detail=TEXT, refused=ANY_OBJECT)},
     ),
 }  # fmt: skip

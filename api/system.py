@@ -35,6 +35,7 @@ def router(engine: Engine, render: Callable[[], Coroutine[Any, Any, tuple[bytes,
             "ready": told["ready"],
             "reason": told["reason"],
             "storage": told["storage"]["state"],
+            "storage_reason": told["storage"]["reason"],
             "devices": [
                 {
                     "device": worker["worker"], "state": worker["state"], "detail": worker["detail"],

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from core.errors import ImagePoolError, StorageFailed, StorageFull
 
 RETRY_AFTER = 30.0  # seconds: retention or the operator has to make room first
+READ_ONLY = "it is read-only"
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -27,7 +28,9 @@ def failed(why: str) -> StorageFailed:
 
 def disk_fault(fault: OSError) -> ImagePoolError:
     """What one of ours an `OSError` of the disk is."""
-    return full() if fault.errno in NO_ROOM else failed(errno.errorcode.get(fault.errno or 0, "unknown fault"))
+    if fault.errno in NO_ROOM:
+        return full()
+    return failed(READ_ONLY if fault.errno == errno.EROFS else errno.errorcode.get(fault.errno or 0, "unknown fault"))
 
 
 @contextmanager

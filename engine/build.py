@@ -22,11 +22,11 @@ from scheduler.config import SchedulerConfig
 from scheduler.scheduler import Scheduler
 from store import secret
 from store.files import FileStore
-from store.jobs import JobStore
 from store.lock import FolderLock
 from store.loras import StoredLoras
 from store.modes import open_to_others, tighten_all
 from store.names import TEMPORARY
+from store.recovery import open_jobs
 from store.saved import SAVED, SavedImages
 from workers.arena import Arena
 from workers.contract import WorkerPool
@@ -97,7 +97,7 @@ def build(settings: Settings, make_pool: PoolMaker | None = None) -> Engine:
     if open_to_others(settings.outputs):
         log.warning("other users of this host may look into the outputs folder, whose rights cannot be changed")
     files = FileStore(settings.outputs, min_free=settings.min_free_disk)
-    jobs = JobStore(settings.outputs / "jobs.sqlite")
+    jobs, found = open_jobs(files)
     try:
         arena = Arena(settings.arena_bytes)
     except OSError as fault:
@@ -118,7 +118,7 @@ def build(settings: Settings, make_pool: PoolMaker | None = None) -> Engine:
         ),
         pool=pool,
         arena=arena,
-        keeper=Keeper(lock, jobs, files, settings.retention_age, settings.retention_bytes),
+        keeper=Keeper(lock, jobs, files, settings.retention_age, settings.retention_bytes, found),
         metrics=Metrics(version=VERSION),
         monitor=None if make_pool else Monitor(plans),
         saved=SavedImages(files, settings.iopaint_saved) if settings.iopaint_saved else None,

@@ -25,26 +25,30 @@ LOOK_EVERY = 2.0  # seconds
 @dataclass(frozen=True, slots=True)
 class Storage:
     """`state`: new durable jobs are taken (ok), refused for want of room (full), or because it cannot be written
-    (failed). `free`: bytes that are left on the disk, None where it does not say."""
+    (failed); `why` is a sentence then. `free`: bytes that are left on the disk, None where it does not say."""
 
     state: Literal["ok", "full", "failed"] = "ok"
     free: int | None = None
+    why: str | None = None
 
 
 def look(keeper: Keeper) -> Storage:
     """How it is now. Touches the disk."""
     free = None
     try:
+        if again := keeper.mend():
+            log.error("SOMEBODY REMOVED FILES OF THE RUNNING SERVER from its outputs folder; they were made again",
+                      what=again)
         free = keeper.files.free()
         if keeper.refused:
             keeper.files.try_write()
         keeper.check_room()
         keeper.files.room()
         keeper.refused = False
-    except StorageFull:
-        return Storage("full", free)
-    except StorageFailed:
-        return Storage("failed", free)
+    except StorageFull as fault:
+        return Storage("full", free, fault.message)
+    except StorageFailed as fault:
+        return Storage("failed", free, fault.message)
     return Storage("ok", free)
 
 
@@ -56,8 +60,7 @@ async def watch(engine: Engine, keeper: Keeper) -> None:
             if now.state == "ok":
                 log.info("new durable jobs are taken again", free_bytes=now.free)
             else:
-                why = "there is no room" if now.state == "full" else "the outputs folder cannot be written"
-                log.error("new durable jobs are refused", why=why, free_bytes=now.free,
+                log.error("new durable jobs are refused", why=now.why, free_bytes=now.free,
                           min_free_bytes=keeper.files.min_free)
         engine.storage = now
         await asyncio.sleep(LOOK_EVERY)

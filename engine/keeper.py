@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,13 @@ from core.errors import IdempotencyInFlight, IdempotencyMismatch, ImagePoolError
 from core.job import Job
 from core.request import ImagePart, ImageRequest, Span
 from core.states import State
+from store import codec
+from store.faults import damaged
 from store.files import FileStore
 from store.jobs import JobStore
 from store.lock import FolderLock
+from store.orphans import PREFIX
+from store.recovery import Found, recover
 from store.retention import expired
 
 log = structlog.get_logger("keeper")
@@ -44,9 +48,13 @@ def fingerprint(request: ImageRequest) -> str:
 
 
 class Keeper:
-    def __init__(self, lock: FolderLock, jobs: JobStore, files: FileStore, max_age: float, max_bytes: int) -> None:
+    """`found` is what was seen when the database was opened."""
+
+    def __init__(
+        self, lock: FolderLock, jobs: JobStore, files: FileStore, max_age: float, max_bytes: int, found: Found
+    ) -> None:
         self.jobs, self.files = jobs, files
-        self._lock = lock
+        self._lock, self._found = lock, found
         self._max_age, self._max_bytes = max_age, max_bytes
         self._accepting: set[tuple[str, str]] = set()
         self.disk_full = False  # a finished job waits for the disk
@@ -84,24 +92,30 @@ class Keeper:
     async def accept(self, job: Job) -> Job:
         """Write the inputs and the record of a new job. On return all of it is on disk. Raises StorageFull/Failed and
         leaves nothing behind."""
-        request = job.request
         try:
-            names = await asyncio.to_thread(self._put_inputs, job)
-            parts = tuple(replace(part, data=name) for part, name in zip(request.images, names, strict=True))
-            print_ = await asyncio.to_thread(fingerprint, request) if request.idempotency_key else None
-            job.request = replace(request, images=parts)
+            print_ = await asyncio.to_thread(fingerprint, job.request) if job.request.idempotency_key else None
+            await asyncio.to_thread(self._put_inputs, job, print_)
             await asyncio.wrap_future(self.jobs.insert(job, print_))
         except BaseException as fault:
             self.refused |= isinstance(fault, StorageFull | StorageFailed)
             await asyncio.to_thread(self.files.delete, job.id)
             raise
+        with suppress(StorageFull, StorageFailed):  # it is in the database, and so it counts
+            await asyncio.to_thread(self.files.tell, job.id)
         return job
 
-    def _put_inputs(self, job: Job) -> list[str]:
-        self.files.room(sum(image.size for image in job.request.images))
-        return self.files.put_inputs(
-            job.id, [(part.role, part.header.format, _bytes(part)) for part in job.request.images]
-        )
+    def _put_inputs(self, job: Job, print_: str | None) -> None:
+        """Afterwards the job's request names the files."""
+        request = job.request
+
+        def record(names: list[str]) -> bytes:
+            parts = tuple(replace(part, data=name) for part, name in zip(request.images, names, strict=True))
+            job.request = replace(request, images=parts)
+            return codec.record(job, print_)
+
+        images = [(part.role, part.header.format, _bytes(part)) for part in request.images]
+        self.files.room(sum(image.size for image in request.images))
+        self.files.put_inputs(job.id, images, record)
 
     async def store_result(self, job_id: str, format: str, data: bytes | memoryview) -> str:
         """Write a result; its name. A full disk is waited out: an accepted job is not lost for want of room."""
@@ -130,27 +144,45 @@ class Keeper:
                 await asyncio.sleep(RETRY)
 
     def check_room(self) -> None:
-        """Raise `StorageFull` when a new durable job has no place."""
+        """Raise `StorageFull` when a new durable job has no place, `StorageFailed` when it could not be found again."""
+        if self.jobs.damaged:
+            raise damaged()
         if self.disk_full:
             raise StorageFull("the disk is full; no new job is taken until finished ones could be stored",
                               retry_after=5.0)
 
     async def recover(self) -> list[Job]:
-        """Jobs that a former life of the server accepted and did not end, oldest first; leftovers are swept away."""
-        jobs = await asyncio.to_thread(self.jobs.unfinished)
-        kept = await asyncio.to_thread(self.jobs.kept)
-        waiting = {id_ for id_, ended_at, _ in kept if ended_at is None}
-        if len(waiting) > len(jobs):
-            log.error("stored jobs cannot be read and do not run", count=len(waiting) - len(jobs))
-        await asyncio.to_thread(self.files.sweep, {id_ for id_, _, _ in kept}, waiting)
-        return jobs
+        """Jobs that a former life of the server accepted and did not end, oldest first. What had to be done to find
+        them is in the log."""
+        found = await asyncio.to_thread(recover, self.jobs, self.files, self._found)
+        if told := found.told():
+            log.error(told)
+        return found.jobs
+
+    def mend(self) -> list[str]:
+        """Make again what somebody has taken away while the server runs: folders, the lock, the database. What that
+        was. Blocks; raises `StorageFull` or `StorageFailed`."""
+        again = self.files.make_folders()
+        if self._lock.renew():
+            again.append("the lock")
+        if self.jobs.is_gone():
+            self.jobs.make_again(self.files.temporary(), self.files.orphans.take_database)
+            again.append("the job database, with all that was in it")
+        return again
 
     async def forget_old(self, now: float) -> list[str]:
         """Apply retention; the ids of the jobs that are gone."""
+        orphans = await asyncio.to_thread(self.files.orphans.kept)
         kept = await asyncio.to_thread(self.jobs.kept)
-        ids = expired(kept, now, self._max_age, self._max_bytes)
+        doomed = expired([*kept, *orphans], now, self._max_age, self._max_bytes)
+        ids = [name for name in doomed if not name.startswith(PREFIX)]
+        for name in doomed:
+            if name.startswith(PREFIX):
+                await asyncio.to_thread(self.files.orphans.delete, name)
+            else:
+                await asyncio.to_thread(self.files.delete_inputs, name)  # else its record would look like a lost job's
         if ids:
-            await asyncio.wrap_future(self.jobs.delete(ids))  # first: a file without a record is swept, not missed
+            await asyncio.wrap_future(self.jobs.delete(ids))  # first: a file without a record is moved, not missed
             for id_ in ids:
                 await asyncio.to_thread(self.files.delete, id_)
             log.info("old jobs removed", count=len(ids))

@@ -30,6 +30,7 @@ def take(engine: Engine) -> dict[str, Any]:
         "draining": engine.draining,
         "storage": {
             "state": engine.storage.state,
+            "reason": engine.storage.why,
             "free_bytes": engine.storage.free,
             "min_free_bytes": engine.settings.min_free_disk,
         },

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from core.errors import StorageFailed, StorageFull
 from core.states import State
 from scheduler.events import LoadReport
 from workers.monitor import Monitor
@@ -28,6 +29,8 @@ async def old_jobs(engine: Engine) -> None:
     while True:
         try:
             await engine.forget_old()
+        except (StorageFailed, StorageFull) as fault:
+            log.error("old jobs cannot be removed now; it is tried again", why=fault.message)
         except Exception:
             log.exception("housekeeping failed; it is tried again")
         await asyncio.sleep(HOUSEKEEPING_EVERY)

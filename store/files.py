@@ -1,8 +1,8 @@
 """The memory of images: inputs and results as files that appear whole or not at all.
 
-Layout under the root: `{job}.{ext}` results, `{job}_thumb.webp` small copies of them, `inputs/{job}/{n}-{role}.{ext}`,
-`tmp/` for files being written. A file is written in `tmp/`, flushed, renamed into place, and its folder flushed: after
-that, power may go.
+Layout under the root: `{job}.{ext}` results, `{job}_thumb.webp` small copies of them, `inputs/{job}/{n}-{role}.{ext}`
+and the job's record beside them, `tmp/` for files being written, `orphans/` for what no record knows. A file is written
+in `tmp/`, flushed, renamed into place, and its folder flushed: after that, power may go.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
@@ -24,14 +24,18 @@ from store.names import (
     EXTENSIONS,
     INPUTS,
     JOB_ID,
+    ORPHANS,
+    RECORD,
     RESULT,
     TEMPORARY,
+    UNTOLD,
     check_id,
     check_name,
     input_name,
     result_name,
     thumbnail_name,
 )
+from store.orphans import Orphans
 
 
 class FileStore:
@@ -47,19 +51,25 @@ class FileStore:
         self.root = Path(root)
         self.min_free = min_free
         self.max_bytes = max_bytes
+        self.orphans = Orphans(self.root / ORPHANS)
         self._inputs = self.root / INPUTS
         self._temporary = self.root / TEMPORARY
         self._lock = threading.Lock()
+        made = self.make_folders()
         with disk_faults():
-            make_folder(self.root)
             for folder in (self._inputs, self._temporary):
-                if not make_folder(folder):
+                if folder.name not in made:
                     tighten_all(folder)
             _flush_folder(self.root)
             self._used = 0
             for _, entry in self._images():
                 tighten(entry.path)
                 self._used += entry.stat().st_size
+
+    def make_folders(self) -> list[str]:
+        """Make the folders that are not there; their names."""
+        with disk_faults():
+            return [folder.name for folder in (self.root, self._inputs, self._temporary) if make_folder(folder)]
 
     # --- writing ------------------------------------------------------------------------------------------------------
 
@@ -79,13 +89,26 @@ class FileStore:
         self._put({name: data})
         return name
 
-    def put_inputs(self, job_id: str, parts: Sequence[tuple[str, str, Data]]) -> list[str]:
-        """Keep all images of a request, given as (role, format, data): all or none. Cheaper than one by one, because
-        the folder is flushed once."""
+    def put_inputs(
+        self, job_id: str, parts: Sequence[tuple[str, str, Data]], record: Callable[[list[str]], bytes] | None = None
+    ) -> list[str]:
+        """Keep all images of a request, given as (role, format, data): all or none; their names. Cheaper than one by
+        one, because the folder is flushed once. `record(names)` is what is kept beside them in case the database is
+        lost; it is not flushed, for then two things have to go wrong."""
         files = {input_name(job_id, n, role, format): data for n, (role, format, data) in enumerate(parts)}
+        names = list(files)
+        if record is not None:
+            files[f"{INPUTS}/{check_id(job_id)}/{UNTOLD}"] = record(names)
         if files:
             self._put(files)
-        return list(files)
+        return names
+
+    def tell(self, job_id: str) -> None:
+        """The job is in the database, and its acceptance may be told: should its row be missing later, the database has
+        lost it."""
+        folder = self._inputs / check_id(job_id)
+        with disk_faults():
+            (folder / UNTOLD).replace(folder / RECORD)
 
     def delete(self, job_id: str) -> None:
         """Remove all files of a job. What is not there is fine."""
@@ -101,37 +124,65 @@ class FileStore:
         check_id(job_id)
         folder = self._inputs / job_id
         with disk_faults():
+            self._remove(folder / RECORD)  # first: what remains then is no job that was lost
             for file in _files_of(folder):
                 self._remove(file)
             with suppress(FileNotFoundError):
                 folder.rmdir()
 
-    def sweep(self, known: Collection[str], waiting: Collection[str] | None = None) -> int:
-        """Remove what a crash left: unfinished writes, files of jobs that are not among the `known` ids, and inputs of
-        jobs that are not among the `waiting` ones (None: all known). How many files went. To be called while nothing
-        else writes, after the lock was taken and before jobs are accepted. Files that this server would not have named
-        are left alone."""
+    def sweep(self, known: Collection[str], waiting: Collection[str] | None = None) -> tuple[int, int]:
+        """Remove what a crash left: unfinished writes, and inputs of `known` jobs that are not among the `waiting` ones
+        (None: all known). Files of jobs that are not known are moved to `orphans/`, each job's to a folder of its own.
+        How many files were removed, and how many moved. To be called while nothing else writes, after the lock was
+        taken and before jobs are accepted. Files that this server would not have named are left alone."""
         waiting = known if waiting is None else waiting
-        removed = 0
+        removed = moved = 0
         with disk_faults():
             for leftover in list(self._temporary.iterdir()):
                 _remove_leftover(leftover)
                 removed += 1
             for job_id, file in [(job_id, Path(entry.path)) for job_id, entry in self._images()]:
-                if job_id not in (known if file.parent == self.root else waiting):
+                if job_id not in known:
+                    self._move(file, self.orphans.place(job_id))
+                    moved += 1
+                elif file.parent != self.root and job_id not in waiting:
                     self._remove(file)
                     removed += 1
             for folder in list(self._inputs.iterdir()):
-                if JOB_ID.fullmatch(folder.name) and folder.name not in waiting:
-                    with suppress(OSError):  # not empty: it holds a stranger's file
+                if not JOB_ID.fullmatch(folder.name):
+                    continue
+                with suppress(OSError):  # no record to rename; not empty: it holds a stranger's file
+                    if folder.name in waiting:  # it died before it could tell
+                        (folder / UNTOLD).replace(folder / RECORD)
+                    else:
                         folder.rmdir()
-        return removed
+        return removed, moved
 
     # --- asking -------------------------------------------------------------------------------------------------------
 
     def path(self, name: str) -> Path:
         """Where the file of that name is (or would be). Raises `JobNotFound` for a name that this store never gives."""
         return self.root / check_name(name)
+
+    def records(self) -> Iterator[tuple[str, bytes]]:
+        """(job id, record) of the jobs whose acceptance was told and whose inputs are here."""
+        for folder in list(self._inputs.iterdir()):
+            if JOB_ID.fullmatch(folder.name) and not folder.is_symlink():
+                with suppress(FileNotFoundError, NotADirectoryError):
+                    yield folder.name, (folder / RECORD).read_bytes()
+
+    def temporary(self) -> Path:
+        """A place for a file that is being written; a start sweeps what is left there."""
+        return self._temporary / uuid4().hex
+
+    def has_inputs(self, job_id: str) -> bool:
+        """Whether a folder of inputs is there."""
+        return (self._inputs / check_id(job_id)).is_dir()
+
+    def result(self, job_id: str) -> Path | None:
+        """The result of a job, if one is there."""
+        places = (self.root / result_name(job_id, format) for format in EXTENSIONS)
+        return next((place for place in places if place.is_file()), None)
 
     def thumbnail(self, job_id: str) -> bytes | None:
         """The small copy of a result, if one is kept."""
@@ -176,9 +227,9 @@ class FileStore:
         new = False
         try:
             with disk_faults():
-                for data in files.values():
-                    temporaries.append(self._temporary / uuid4().hex)
-                    _write(temporaries[-1], data)
+                for name, data in files.items():
+                    temporaries.append(self.temporary())
+                    _write(temporaries[-1], data, flush=not name.endswith(UNTOLD))
                 new = folder != self.root and make_folder(folder)
                 for temporary, place in zip(temporaries, places, strict=True):
                     if self._rename(temporary, place):
@@ -211,8 +262,14 @@ class FileStore:
                 file.unlink()
                 self._used -= size
 
+    def _move(self, file: Path, folder: Path) -> None:
+        with self._lock:
+            size = _size(file) or 0
+            file.replace(folder / file.name)
+            self._used -= size
+
     def _images(self) -> Iterator[tuple[str, os.DirEntry[str]]]:
-        """(job id, file) of every image kept."""
+        """(job id, file) of every image kept, and of the records beside inputs."""
         with os.scandir(self.root) as entries:
             for entry in entries:
                 if (match := RESULT.fullmatch(entry.name)) and entry.is_file(follow_symlinks=False):
@@ -240,13 +297,14 @@ def _free(folder: Path) -> int:
     return disk.f_bavail * disk.f_frsize
 
 
-def _write(file: Path, data: Data) -> None:
+def _write(file: Path, data: Data, flush: bool) -> None:
     fd = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, FILE_MODE)
     try:
         rest = memoryview(data).cast("B")
         while rest:
             rest = rest[os.write(fd, rest) :]
-        os.fsync(fd)
+        if flush:
+            os.fsync(fd)
     finally:
         os.close(fd)
 

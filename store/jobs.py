@@ -5,10 +5,13 @@ Writes return futures that resolve after their commit reached the disk; reads bl
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import sqlite3
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from typing import cast
 
 from sqlalchemy import Connection, Executable, bindparam, delete, func, insert, or_, select, update
 
@@ -17,7 +20,7 @@ from core.job import Job
 from core.states import State
 from store import codec, schema, sqlite
 from store.codec import Row
-from store.faults import database_faults, disk_faults
+from store.faults import DatabaseDamaged, database_faults, disk_faults, raw_database_faults
 from store.names import check_id, is_id
 from store.schema import facts, jobs
 from store.writer import GroupWriter, Write
@@ -64,6 +67,10 @@ class JobStore:
         except ImagePoolError:
             self._engine.dispose()
             raise
+        self._turn = threading.Lock()  # of who writes, or makes the database again
+        self._files = sqlite.identity(self._path)
+        self.damaged = False  # seen since it was opened
+        self._reopened = False  # by a fault, and not written since
         self._writer = GroupWriter(self._transact)
 
     @property
@@ -83,6 +90,10 @@ class JobStore:
         check_id(job.id)
         return self._writer.submit(Write("insert", [codec.encode(job, fingerprint)]))
 
+    def restore(self, row: Row) -> Future[None]:
+        """Remember a job again, as `codec.encode` once gave it. Raises as `insert`, by its future."""
+        return self._writer.submit(Write("insert", [row]))
+
     def save(self, job: Job) -> Future[None]:
         """Remember how far a job has come. A state older than the stored one, or another end, changes nothing. The
         future raises `JobNotFound` when the job was never inserted or has been deleted."""
@@ -93,6 +104,25 @@ class JobStore:
     def delete(self, ids: Iterable[str]) -> Future[int]:
         """Forget ended jobs; how many there were. A job that has not ended stays."""
         return self._writer.submit(Write("delete", [{"of": job_id} for job_id in ids]))
+
+    def is_gone(self) -> bool:
+        """Whether its files are no longer those that were opened: what is written now ends with this process."""
+        with disk_faults():
+            database, wal = sqlite.identity(self._path)
+        return database != self._files[0] or (wal != self._files[1] and not self._reopened)
+
+    def make_again(self, fresh: Path, take_aside: Callable[[Path], object]) -> None:
+        """Write all that was in the files that are gone to new ones, by way of `fresh`, a name on the same disk.
+        `take_aside(path)` moves what lies at their places now. Blocks; raises `StorageFull` or `StorageFailed`."""
+        with self._turn, disk_faults(), database_faults(self._path):
+            with closing(self._engine.raw_connection()) as db, raw_database_faults(self._path):
+                sqlite.copy(cast("sqlite3.Connection", db.driver_connection), fresh)
+            take_aside(self._path)
+            fresh.replace(self._path)
+            self._engine.dispose()
+            self._readers.dispose()
+            with self._engine.begin():  # makes its log
+                self._files = sqlite.identity(self._path)
 
     def close(self) -> None:
         """Write what waits, then close. Later writes raise `StorageFailed`. A second time changes nothing."""
@@ -170,8 +200,16 @@ class JobStore:
         return int(found[0]["seq"])
 
     def _read(self, query: Executable) -> list[Row]:
-        with database_faults(self._path), self._readers.connect() as db:
+        with self._noting_damage(), database_faults(self._path), self._readers.connect() as db:
             return [row._asdict() for row in db.execute(query)]
+
+    @contextmanager
+    def _noting_damage(self) -> Iterator[None]:
+        try:
+            yield
+        except DatabaseDamaged:
+            self.damaged = True
+            raise
 
     # --- the transaction: on the writer thread ------------------------------------------------------------------------
 
@@ -180,18 +218,24 @@ class JobStore:
         free, and each kind is one statement."""
         for write in writes:
             write.outcome = None  # of an attempt that was rolled back
-        with self._reopened_on_fault(), database_faults(self._path), self._engine.begin() as db:
+        with (
+            self._turn, self._noting_damage(), self._reopened_on_fault(), database_faults(self._path),
+            self._engine.begin() as db,
+        ):
             _insert_all(db, [write for write in writes if write.kind == "insert"])
             _save_all(db, [write for write in writes if write.kind == "save"])
             for write in writes:
                 if write.kind == "delete":
                     write.outcome = db.execute(_DELETE, write.rows).rowcount if write.rows else 0
+        if self._reopened and not self.is_gone():
+            self._reopened, self._files = False, sqlite.identity(self._path)
 
     @contextmanager
     def _reopened_on_fault(self) -> Iterator[None]:
         try:
             yield
         except StorageFailed:
+            self._reopened = True
             self._engine.dispose()  # a connection that saw an I/O error may keep its broken view of the file
             raise
 

@@ -10,6 +10,9 @@ from core.request import ROLES
 DATABASE = "jobs.sqlite"
 INPUTS = "inputs"
 TEMPORARY = "tmp"
+ORPHANS = "orphans"
+RECORD = "record.json"
+UNTOLD = "record.new"  # a record whose job nobody has been told of yet
 EXTENSIONS = {"png": "png", "jpeg": "jpg", "webp": "webp", "avif": "avif"}
 
 _ID = r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
+import urllib.parse
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,37 @@ def keep_private(path: Path) -> None:
         tighten(f"{path}{ending}")
 
 
+def place(path: Path) -> str:
+    """The database as a URI. It is never made by opening it: one that somebody has removed must not come back empty."""
+    return f"file:{urllib.parse.quote(str(path))}?mode=rw"
+
+
+def open_file(path: Path) -> sqlite3.Connection:
+    """The database without any of the rest, to look at it. Raises `sqlite3.Error`."""
+    return sqlite3.connect(place(path), uri=True)
+
+
+def identity(path: Path) -> tuple[tuple[int, int] | None, ...]:
+    """Which files lie at the places of the database and of its log; None for one that is not there."""
+    return tuple(_identity(f"{path}{ending}") for ending in ("", "-wal"))
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)  # noqa: PTH116
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def copy(db: sqlite3.Connection, path: Path) -> None:
+    """Write all that an open database holds to a new file, whether or not its own still has a name. Raises
+    `sqlite3.Error`, OSError."""
+    make_file(path)
+    with closing(sqlite3.connect(path)) as new:
+        db.backup(new)
+
+
 def open_writer(path: Path, timeout: float) -> Engine:
     """One connection; each transaction begins with the write lock, waiting for it up to `timeout` seconds."""
     engine = _open(path, WRITER, timeout, pool_size=1, max_overflow=0)
@@ -44,7 +78,7 @@ def open_readers(path: Path, timeout: float) -> Engine:
 
 
 def _open(path: Path, pragmas: tuple[str, ...], timeout: float, **options: Any) -> Engine:
-    url = URL.create("sqlite", database=str(path))
+    url = URL.create("sqlite", database=place(path), query={"uri": "true"})
     arguments = {"timeout": timeout, "check_same_thread": False}
     engine = create_engine(url, connect_args=arguments, hide_parameters=True, **options)  # no tenant's data in a log
 

@@ -254,7 +254,7 @@ def test_a_folder_that_cannot_be_made_stops_the_start_with_a_sentence(tmp_path):
 # --- sweep ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_sweep_removes_leftovers_and_orphans_and_nothing_else(files):
+def test_a_sweep_removes_leftovers_moves_orphans_and_touches_nothing_else(files):
     known, orphan = new_id(), new_id()
     for job in (known, orphan):
         files.put_result(job, "png", b"result")
@@ -265,12 +265,15 @@ def test_a_sweep_removes_leftovers_and_orphans_and_nothing_else(files):
                  f"{orphan}.txt": b"mine", "inputs/notes": b"mine"}
     for name, data in strangers.items():
         (files.root / name).write_bytes(data)
-    assert files.sweep({known}) == 4
-    assert everything(files) == strangers | {f"{known}.png": b"result", f"inputs/{known}/0-image.png": b"image"}
+    assert files.sweep({known}) == (2, 2)
+    assert everything(files) == strangers | {
+        f"{known}.png": b"result", f"inputs/{known}/0-image.png": b"image",
+        f"orphans/{orphan}/{orphan}.png": b"result", f"orphans/{orphan}/0-image.png": b"image",
+    }
     assert not (files.root / "inputs" / orphan).exists()
     assert list((files.root / "tmp").iterdir()) == []
     assert files.usage() == len(b"result") + len(b"image")
-    assert files.sweep({known}) == 0
+    assert files.sweep({known}) == (0, 0)
 
 
 def test_a_sweep_removes_inputs_of_jobs_that_ended_before_a_crash(files):
@@ -278,7 +281,7 @@ def test_a_sweep_removes_inputs_of_jobs_that_ended_before_a_crash(files):
     for job in (ended, waiting):
         files.put_result(job, "png", b"result")
         files.put_inputs(job, [("image", "png", b"image"), ("mask", "png", b"mask")])
-    assert files.sweep({ended, waiting}, waiting={waiting}) == 2
+    assert files.sweep({ended, waiting}, waiting={waiting}) == (2, 0)
     assert sorted(everything(files)) == sorted([
         f"{ended}.png", f"{waiting}.png", f"inputs/{waiting}/0-image.png", f"inputs/{waiting}/1-mask.png"])
     assert not (files.root / "inputs" / ended).exists()
