@@ -30,7 +30,7 @@ from store.recovery import open_jobs
 from store.saved import SAVED, SavedImages
 from workers.arena import Arena
 from workers.contract import WorkerPool
-from workers.devices import DevicePlan, available_cores, list_gpus, plan
+from workers.devices import DevicePlan, available_cores, list_gpus, plan, unused
 from workers.monitor import Monitor
 from workers.pool import Pool, PoolConfig
 from workers.supervisor import SupervisorConfig
@@ -82,8 +82,10 @@ def _bounded(spec: ModelSpec, settings: Settings) -> ModelSpec:
 
 def plan_devices(settings: Settings) -> list[DevicePlan]:
     """The workers to run. Raises ValueError with a sentence when the setting asks for what is not there."""
-    return plan(settings.devices, os.environ.get("CUDA_VISIBLE_DEVICES"), list_gpus(), available_cores(),
-                threads=settings.threads)
+    visible, gpus = os.environ.get("CUDA_VISIBLE_DEVICES"), list_gpus()
+    if why := unused(settings.devices, visible, gpus):
+        log.warning(f"CPUS SERVE, AND NO GPU: {why}; mend that, or set --devices cuda to be refused without one")
+    return plan(settings.devices, visible, gpus, available_cores(), threads=settings.threads)
 
 
 def build(settings: Settings, make_pool: PoolMaker | None = None) -> Engine:

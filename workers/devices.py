@@ -80,6 +80,15 @@ def plan(setting: str, visible: str | None, gpus: Sequence[Gpu], cores: int, thr
     return plans
 
 
+def unused(setting: str, visible: str | None, gpus: Sequence[Gpu]) -> str | None:
+    """Why CPUs serve although somebody named GPUs; None when that is not so."""
+    named = [word.strip() for word in (visible or "").split(",")]
+    if setting.strip().lower() != "auto" or _slots(visible, gpus) or not re.match(r"\+?[0-9]|GPU-|MIG-", named[0]):
+        return None
+    have = f"this host has {len(gpus)}, and none of that name" if gpus else "the NVIDIA driver lists none"
+    return f"CUDA_VISIBLE_DEVICES is '{(visible or '')[:64]}', but {have}"
+
+
 def _choose(setting: str, slots: Sequence[_Slot], cores: int, hint: str) -> tuple[list[int], int]:
     """The numbers of the CUDA devices and the number of CPU workers that the setting asks for."""
     few = min(cores, AUTO_CPU_WORKERS)

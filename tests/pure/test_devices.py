@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.pure.fake_nvml import Board, FakeNvml, Part
-from workers.devices import DevicePlan, Gpu, Mig, available_cores, list_gpus, plan
+from workers.devices import DevicePlan, Gpu, Mig, available_cores, list_gpus, plan, unused
 
 TWO = [Gpu(0, "GPU-1234aaaa", "H100", 80 << 30, (0, 1)), Gpu(1, "GPU-1239bbbb", "H100", 80 << 30, (2, 3))]
 FOUR = [Gpu(index, f"GPU-{index}{index}{index}{index}") for index in range(4)]
@@ -106,6 +106,26 @@ def test_cpu_workers_share_the_cores(setting: str, cores: int, workers: int, thr
 
 def test_threads_can_be_set() -> None:
     assert [item.threads for item in plan("cpu:2", None, [], 8, threads=3)] == [3, 3]
+
+
+@pytest.mark.parametrize(
+    ("setting", "visible", "gpus", "why"),
+    [
+        ("auto", "0", [], "is '0', but the NVIDIA driver lists none"),
+        ("auto", "GPU-abc,1", [], "is 'GPU-abc,1', but the NVIDIA driver lists none"),
+        ("auto", "7", TWO, "is '7', but this host has 2"),
+        ("auto", "1", TWO, None),
+        ("auto", "", TWO, None),
+        ("auto", "-1", TWO, None),
+        ("auto", None, [], None),
+        ("cpu:2", "0", [], None),
+    ],
+)
+def test_gpus_that_are_named_and_cannot_be_used_are_told(
+    setting: str, visible: str | None, gpus: list[Gpu], why: str | None
+) -> None:
+    told = unused(setting, visible, gpus)
+    assert told is None if why is None else told and why in told
 
 
 @pytest.mark.parametrize(
