@@ -1,4 +1,4 @@
-"""What a job finds stored is checked, and what a model answers: an image of the right size, and plain data beside it."""
+"""What a job finds stored is checked, and what a model answers: an image of the right size, plain data beside it."""
 
 from __future__ import annotations
 

@@ -124,7 +124,7 @@ def test_a_raw_job_whose_stored_input_is_gone_fails_alone(tmp_path):
 
     bench = Bench(tmp_path, Echo, raw=True)
     answers = bench.answers(bench.item("good"), bench.item("bad", "inputs/gone.png"))
-    assert answers["bad"].error.code == "invalid_image" and answers["good"].error is None
+    assert answers["bad"].error.code == "storage_failed" and answers["good"].error is None
     assert str(tmp_path) not in answers["bad"].error.message
 
 
