@@ -86,7 +86,7 @@ class Engine:
         self.scheduler, self.admission, self.pool, self.arena = scheduler, admission, pool, arena
         self.readings: dict[str, Reading] = {}
         self.storage = disk.Storage()
-        self.started_at = time.time()
+        self.started_at = time.monotonic()
         self._rolling = False
         self.intake = Intake(settings.body_bytes, address_share=settings.address_share,
                              tenant_share=settings.tenant_share, refused=metrics.refused)
@@ -460,7 +460,8 @@ class Engine:
     # --- in the background ------------------------------------------------------------------------------------------
 
     async def forget_old(self) -> None:
-        """Remove ended jobs that retention does not keep."""
+        """Remove ended jobs that retention does not keep, and store how many have ended."""
+        await self._keeper.count(self.register.unstored)
         for id_ in await self._keeper.forget_old(time.time()):
             self.register.forget(id_)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
@@ -187,6 +188,13 @@ class Keeper:
                 await asyncio.to_thread(self.files.delete, id_)
             log.info("old jobs removed", count=len(ids))
         return ids
+
+    async def count(self, ended: Counter[State]) -> None:
+        """Store how many ephemeral jobs have ended, and take them from `ended`."""
+        now = +ended
+        if now:
+            await asyncio.wrap_future(self.jobs.count_past(now))
+            ended.subtract(now)
 
     def result_path(self, name: str) -> Path | None:
         """Where a stored result lies; None when it is gone."""

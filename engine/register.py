@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 
 from core.errors import JobNotFound
@@ -17,12 +17,14 @@ REMEMBERED = 1000  # ended durable jobs kept in memory; older ones are read from
 
 
 class Register:
-    """The only writer of a job's state. `counts` are jobs by state, `numbered` how many jobs there have ever been."""
+    """The only writer of a job's state. `counts` are jobs by state, over all lives of the server; `unstored` are those
+    ended ones of them that the store does not know of yet."""
 
     def __init__(self, store: JobStore) -> None:
         self.live: dict[str, Live] = {}
         self.counts = dict.fromkeys(State, 0)
-        self.numbered = 0
+        self.unstored: Counter[State] = Counter()
+        self._numbered = 0
         self.followers: dict[str, Callable[[Job], None]] = {}  # by dialect: told of each durable job that has ended
         self._store = store
         self._remembered: OrderedDict[str, Job] = OrderedDict()
@@ -31,12 +33,12 @@ class Register:
         """Read what the store knows; open jobs count when they are added again."""
         stored = await asyncio.to_thread(self._store.counts)
         self.counts.update({state: count for state, count in stored.items() if state.ended})
-        self.numbered = await asyncio.to_thread(self._store.total)
+        self._numbered = await asyncio.to_thread(self._store.total)
 
     def number(self) -> int:
         """The number of a new job."""
-        self.numbered += 1
-        return self.numbered
+        self._numbered += 1
+        return self._numbered
 
     def add(self, live: Live) -> None:
         """A job begins (or resumes) its life here."""
@@ -53,6 +55,8 @@ class Register:
             move = job.history[-1]
             live.feed.add("state", state_data(move) | {"progress": job.progress}, move.at)
         if state.ended:
+            if not job.request.durable:
+                self.unstored[state] += 1
             self._leave(live)
 
     def _leave(self, live: Live) -> None:

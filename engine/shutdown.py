@@ -9,6 +9,7 @@ stopping    workers go, results and last callbacks are written: at most `AFTER_G
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -104,6 +105,8 @@ class Shutdown:
         if self._tasks:
             await asyncio.wait(list(self._tasks), timeout=REAPING)
         self._timer.cancel()
+        with suppress(ImagePoolError):
+            await self._keeper.count(engine.register.unstored)
         await self._keeper.close()
 
     def _left(self, stage: float = 0.0) -> float:

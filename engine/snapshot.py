@@ -24,7 +24,7 @@ def take(engine: Engine) -> dict[str, Any]:
     running = counts[State.RUNNING] + counts[State.PARKED]  # at a worker
     ended = {state.value: counts[state] for state in State if state.ended}
     return {
-        "uptime": time.time() - engine.started_at,
+        "uptime": time.monotonic() - engine.started_at,
         "ready": ready,
         "reason": None if ready else _reason(engine, views),
         "draining": engine.draining,
@@ -51,7 +51,7 @@ def take(engine: Engine) -> dict[str, Any]:
             "limit_bytes": engine.intake.most,
         },
         "jobs": {
-            "total": engine.register.numbered,
+            "total": sum(counts.values()),
             "queued": counts[State.QUEUED],
             "running": running,
             **ended,

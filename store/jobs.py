@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -28,6 +28,7 @@ from store.writer import GroupWriter, Write
 OPEN = [state.value for state in State if not state.ended]
 ENDS = [state.value for state in State if state.ended]
 LONGEST_PAGE = 1_000
+PAST = "past_"  # what the names of facts begin with that count ended jobs without a row, by state
 
 _INSERT = insert(jobs)
 _SAVE = (  # an older state never overwrites a newer one, and one end never another
@@ -39,6 +40,9 @@ _SAVE = (  # an older state never overwrites a newer one, and one end never anot
 _DELETE = delete(jobs).where(jobs.c.id == bindparam("of"), or_(*(jobs.c.state == state for state in ENDS)))
 _HOLDER = select(jobs.c.id, jobs.c.fingerprint).where(
     jobs.c.tenant == bindparam("tenant"), jobs.c.idempotency_key == bindparam("key")
+)
+_ADD = (
+    update(facts).where(facts.c.name == bindparam("fact")).values(value=facts.c.value + bindparam("more"))
 )
 _COUNT_ON = (
     update(facts).where(facts.c.name == "last_number", facts.c.value < bindparam("number")).values(
@@ -124,6 +128,10 @@ class JobStore:
             with self._engine.begin():  # makes its log
                 self._files = sqlite.identity(self._path)
 
+    def count_past(self, ended: Mapping[State, int]) -> Future[None]:
+        """Jobs that ended and were never stored: `counts` tells them, too, from now on."""
+        return self._writer.submit(Write("count", [_past(state.value, number) for state, number in ended.items()]))
+
     def close(self) -> None:
         """Write what waits, then close. Later writes raise `StorageFailed`. A second time changes nothing."""
         self._writer.close()
@@ -179,9 +187,13 @@ class JobStore:
         return [_decode(row) for row in self._read(query.order_by(key).limit(LONGEST_PAGE))]
 
     def counts(self) -> dict[State, int]:
-        """How many stored jobs are in each state."""
-        rows = self._read(select(jobs.c.state, func.count().label("jobs")).group_by(jobs.c.state))
-        return dict.fromkeys(State, 0) | {State(row["state"]): int(row["jobs"]) for row in rows}
+        """How many jobs are in each state, with those that ended and have been deleted since."""
+        found = dict.fromkeys(State, 0)
+        for row in self._read(select(jobs.c.state, func.count().label("jobs")).group_by(jobs.c.state)):
+            found[State(row["state"])] += row["jobs"]
+        for row in self._read(select(facts).where(facts.c.name.in_([PAST + state for state in ENDS]))):
+            found[State(row["name"].removeprefix(PAST))] += row["value"]
+        return found
 
     def total(self) -> int:
         """The highest job number ever inserted, also when that job is gone: numbering goes on from here."""
@@ -226,7 +238,9 @@ class JobStore:
             _save_all(db, [write for write in writes if write.kind == "save"])
             for write in writes:
                 if write.kind == "delete":
-                    write.outcome = db.execute(_DELETE, write.rows).rowcount if write.rows else 0
+                    write.outcome = _delete(db, write.rows)
+                elif write.kind == "count":
+                    _add_up(db, write.rows)
         if self._reopened and not self.is_gone():
             self._reopened, self._files = False, sqlite.identity(self._path)
 
@@ -257,6 +271,26 @@ def _insert_all(db: Connection, writes: Sequence[Write]) -> None:
     if rows:
         db.execute(_INSERT, rows)
         db.execute(_COUNT_ON, {"number": max(row["number"] for row in rows)})
+
+
+def _delete(db: Connection, rows: Sequence[Row]) -> int:
+    """Deletes ended jobs, and counts them on by their states."""
+    ids = [row["of"] for row in rows]
+    gone = select(jobs.c.state, func.count().label("jobs")).where(jobs.c.state.in_(ENDS)).group_by(jobs.c.state)
+    for start in range(0, len(ids), LONGEST_PAGE):
+        found = db.execute(gone.where(jobs.c.id.in_(ids[start : start + LONGEST_PAGE]))).all()
+        _add_up(db, [_past(row.state, row.jobs) for row in found])
+    return db.execute(_DELETE, rows).rowcount if rows else 0
+
+
+def _past(state: str, number: int) -> Row:
+    return {"fact": PAST + state, "more": number}
+
+
+def _add_up(db: Connection, rows: Sequence[Row]) -> None:
+    for row in rows:
+        if not db.execute(_ADD, row).rowcount:
+            db.execute(insert(facts).values(name=row["fact"], value=row["more"]))
 
 
 def _key_taken(holder: str, same: bool) -> ImagePoolError:

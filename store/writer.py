@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 class Write:
     """One write that waits. `outcome` is its value or its own error, valid once the transaction has committed."""
 
-    kind: Literal["insert", "save", "delete"]
+    kind: Literal["insert", "save", "delete", "count"]
     rows: Sequence[Row]
     outcome: Any = None
     done: Future[Any] = field(default_factory=Future)

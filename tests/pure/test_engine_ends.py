@@ -251,3 +251,28 @@ async def test_a_stored_job_that_cannot_be_read_does_not_keep_the_server_or_the_
     async with engine(tmp_path) as (made, _):
         assert (await made.wait(whole.id, 10)).state is State.SUCCEEDED
         assert (tmp_path / "inputs" / damaged.id).exists(), "a person may still want to look at it"
+
+
+async def test_after_a_restart_all_counts_go_on_or_none(tmp_path):
+    async with engine(tmp_path) as (made, _):
+        for seed in range(3):
+            await made.run(request(png(seed), durable=False))
+        ended = [await made.wait((await made.submit(request(png(seed)))).id, 10) for seed in range(2)]
+        before = made.snapshot()["jobs"]
+        assert (before["total"], before["succeeded"]) == (5, 5)
+    async with engine(tmp_path, retention_age=1e-9) as (made, _):
+        assert made.snapshot()["jobs"] == before
+        await made.forget_old()
+        with pytest.raises(errors.JobNotFound):
+            await made.job(ended[0].id)
+    async with engine(tmp_path, boots=False) as (made, _):
+        assert made.snapshot()["jobs"] == before, "also those that retention has removed"
+        await made.submit(request(png(9)))
+    async with engine(tmp_path, boots=False) as (made, _):
+        assert made.snapshot()["jobs"] == before | {"total": 6, "queued": 1}
+
+
+async def test_a_clock_that_is_set_does_not_change_for_how_long_the_server_is_up(tmp_path, monkeypatch):
+    async with engine(tmp_path) as (made, _):
+        monkeypatch.setattr("time.time", lambda: 0.0)
+        assert 0 <= made.snapshot()["uptime"] < 3600

@@ -57,7 +57,7 @@ def test_a_question_to_a_hundred_thousand_jobs_is_answered_from_an_index(large, 
         if question.startswith("page(None, None, None"):  # newest first is the table's own order
             searched = ("SEARCH jobs USING", "SCAN jobs")
         elif question in ("counts()", "kept()"):
-            searched = ("SCAN jobs USING COVERING INDEX",)
+            searched = ("SCAN jobs USING COVERING INDEX", "SEARCH facts USING")
         else:
             searched = ("SEARCH jobs USING", "USE TEMP B-TREE FOR ORDER BY")
         assert all(step.startswith(searched) for step in plan), plan
