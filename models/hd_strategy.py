@@ -7,17 +7,16 @@ pixels, with one exception: where cubic enlargement overshoots 0..255, IOPaint's
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from core.errors import InvalidParameter
+from models.crops import Box, crops
 
 HALF = 127  # of a mask: above it is hole
 AT_ONCE = 1 << 24  # pixels of the crops that are in memory together
-MOST = 1 << 30  # pixels of all crops of one picture; a mask that is noise would need thousands of times as many
 
 
 class Piece(NamedTuple):
@@ -25,17 +24,6 @@ class Piece(NamedTuple):
 
     image: np.ndarray
     mask: np.ndarray
-
-
-class Box(NamedTuple):
-    left: int
-    top: int
-    right: int
-    bottom: int
-
-    @property
-    def pixels(self) -> int:
-        return (self.right - self.left) * (self.bottom - self.top)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,31 +54,33 @@ class Strategy:
 
 
 Filling = Generator[list[Piece], list[np.ndarray], np.ndarray]
+Check = Callable[[Sequence[np.ndarray]], None]
 
 
-def fill(image: np.ndarray, mask: np.ndarray, how: Strategy) -> Filling:
+def _allow(masks: Sequence[np.ndarray]) -> None:
+    pass
+
+
+def fill(image: np.ndarray, mask: np.ndarray, how: Strategy, check: Check = _allow) -> Filling:
     """The picture with its holes filled, uint8 H x W x 3. `image` is uint8 H x W x 3, `mask` uint8 H x W, hole where it
-    is above 127. Yields the pieces that can be filled at the same time; expects uint8 h x w x 3 for each."""
+    is above 127. Yields the pieces that can be filled at the same time; expects uint8 h x w x 3 for each. `check` is
+    shown the masks of all pieces (not 0 = fill) before the first of them is yielded, and may raise."""
     hole = np.where(mask > HALF, np.uint8(255), np.uint8(0))
     side = max(image.shape[:2])
     if how.name == "Crop" and side > how.trigger:
-        return (yield from _crop(image, hole, how))
+        return (yield from _crop(image, hole, how, check))
     if how.name == "Resize" and side > how.limit:
-        return (yield from _resize(image, hole, how))
+        return (yield from _resize(image, hole, how, check))
+    check([hole])
     (whole,) = yield from _padded([Piece(image, hole)], how.pad)
     return _kept(whole, image, hole) if how.keep else whole
 
 
-def _crop(image: np.ndarray, hole: np.ndarray, how: Strategy) -> Filling:
+def _crop(image: np.ndarray, hole: np.ndarray, how: Strategy, check: Check) -> Filling:
     """Every crop sees the untouched picture; where crops overlap, the later one stays. Raises `InvalidParameter` for a
     mask of so many holes that it cannot be meant."""
-    boxes = [grow(box, how.margin, hole.shape) for box in holes(hole)]
-    if sum(box.pixels for box in boxes) > MOST:
-        raise InvalidParameter(
-            f"the mask has {len(boxes):,} holes, too many to crop the image around each; send a mask with fewer, or "
-            "the hd_strategy Original or Resize",
-            parameter="mask",
-        )
+    boxes = crops(hole, how.margin)
+    check([hole[t:b, left:r] for left, t, r, b in boxes])
     result = image.copy()
     for some in _in_turns(boxes):
         pieces = [Piece(image[t:b, left:r], hole[t:b, left:r]) for left, t, r, b in some]
@@ -115,7 +105,7 @@ def _in_turns(boxes: list[Box]) -> Iterator[list[Box]]:
         yield turn
 
 
-def _resize(image: np.ndarray, hole: np.ndarray, how: Strategy) -> Filling:
+def _resize(image: np.ndarray, hole: np.ndarray, how: Strategy, check: Check) -> Filling:
     """The small mask is soft. Its network sees all that is not 0 as hole; the blend with the small picture is soft."""
     import cv2  # late: a model that is offered but not asked for costs nothing
 
@@ -123,6 +113,7 @@ def _resize(image: np.ndarray, hole: np.ndarray, how: Strategy) -> Filling:
     ratio = how.limit / max(height, width)
     size = max(1, int(width * ratio + 0.5)), max(1, int(height * ratio + 0.5))
     small = Piece(*(cv2.resize(plane, size, interpolation=cv2.INTER_CUBIC) for plane in (image, hole)))
+    check([small.mask])
     (filling,) = yield from _padded([small], how.pad)
     result = image.copy()
     inside = hole > HALF
@@ -154,26 +145,3 @@ def pad(plane: np.ndarray, multiple: int) -> np.ndarray:
     if more[0][1] or more[1][1]:
         return np.pad(plane, more[: plane.ndim], mode="symmetric")
     return np.ascontiguousarray(plane)
-
-
-def holes(hole: np.ndarray) -> list[Box]:
-    """The bounding box of every connected hole, in OpenCV's order of contours. `hole` is uint8 H x W, 0 or 255."""
-    import cv2
-
-    contours, _ = cv2.findContours(hole, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-    found = (cv2.boundingRect(contour) for contour in contours)
-    return [Box(x, y, x + width, y + height) for x, y, width, height in found]
-
-
-def grow(box: Box, margin: int, shape: tuple[int, ...]) -> Box:
-    """The crop around a hole in a picture of `shape` (height, width): `margin` more on every side; what the border
-    cuts off on one side is added on the other, where there is room."""
-    left, right = _grow(box.left, box.right, margin, shape[1])
-    top, bottom = _grow(box.top, box.bottom, margin, shape[0])
-    return Box(left, top, right, bottom)
-
-
-def _grow(start: int, end: int, margin: int, length: int) -> tuple[int, int]:
-    centre, half = (start + end) // 2, (end - start + 2 * margin) // 2
-    low, high = centre - half, max(centre + half, centre - half + 1)  # of one pixel without a margin, one stays
-    return max(0, low - max(0, high - length)), min(length, high + max(0, -low))

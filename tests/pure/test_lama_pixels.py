@@ -16,8 +16,9 @@ from lama_kit import IOPaint, cv2_forward, item, lama_forward, mask_of, picture,
 from core.errors import BadOutput, Cancelled, InvalidParameter
 from models import hd_strategy
 from models.base import Item, Output
+from models.crops import Box, grow
 from models.cv2_inpaint import Cv2Inpaint
-from models.hd_strategy import Box, Strategy, fill, grow
+from models.hd_strategy import Strategy, fill
 from models.lama import Lama
 
 CPU = torch.device("cpu")
@@ -324,4 +325,4 @@ def test_a_mask_that_is_noise_is_refused_before_its_crops_fill_the_memory(lama: 
     (Box(7, 7, 8, 8), 0, Box(7, 7, 8, 8)),  # and has an empty crop here; ours is the pixel
 ])  # fmt: skip
 def test_a_crop_is_the_hole_with_its_margin_moved_into_the_picture(box: Box, margin: int, crop: Box) -> None:
-    assert grow(box, margin, (300, 200)) == crop
+    assert np.array_equal(grow(np.array([box]), margin, (300, 200)), [crop])
