@@ -20,8 +20,9 @@ from torch import Tensor
 
 from core.errors import OutOfMemory
 from models.base import Adapter, Item, Output
-from models.checkpoint import cancelled
+from models.checkpoint import cancelled, next_part
 
+LONG = 1 << 24  # input elements of a forward that may take long
 NO_MEMORY = ("out of memory", "ALLOC_FAILED", "can't allocate memory")
 
 Answer = Tensor | tuple[Tensor, ...]
@@ -112,6 +113,7 @@ class CallAdapter(Adapter):
 
     def _launch(self, aboard: list[_Parked], parked: deque[_Parked], flights: deque[_Flight]) -> None:
         fault: Exception | None = None
+        next_part(long=sum(one.call.elements for one in aboard) >= LONG)
         try:
             answer = self.forward(aboard[0].call.network, *self._merge([one.call for one in aboard]))
             flights.append(_Flight(aboard, answer, self._mark()))

@@ -16,6 +16,7 @@ from models.base import Item, Output
 
 _items: ContextVar[Sequence[Item]] = ContextVar("items", default=())
 _beat: ContextVar[Callable[[], None] | None] = ContextVar("beat", default=None)
+_renew: ContextVar[Callable[[bool], None] | None] = ContextVar("renew", default=None)
 
 
 class Abandoned(Exception):
@@ -27,13 +28,15 @@ class OutOfTime(Exception):
 
 
 @contextlib.contextmanager
-def beating(beat: Callable[[], None]) -> Iterator[None]:
-    """Within this block every checkpoint calls `beat`, which may raise `OutOfTime`."""
-    token = _beat.set(beat)
+def beating(beat: Callable[[], None], renew: Callable[[bool], None] | None = None) -> Iterator[None]:
+    """Within this block every checkpoint calls `beat`, which may raise `OutOfTime`, and every `next_part` calls `renew`
+    with its `long`."""
+    tokens = _beat.set(beat), _renew.set(renew)
     try:
         yield
     finally:
-        _beat.reset(token)
+        _beat.reset(tokens[0])
+        _renew.reset(tokens[1])
 
 
 @contextlib.contextmanager
@@ -53,6 +56,14 @@ def checkpoint() -> None:
     items = _items.get()
     if items and all(item.cancelled() for item in items):
         raise Abandoned
+
+
+def next_part(*, long: bool = False) -> None:
+    """A checkpoint before each part of work that is known to end, as a forward of many: a part that has ended is
+    progress, and the next may take as long as the whole otherwise. `long`: it may take so long without a sign."""
+    if (renew := _renew.get()) is not None:
+        renew(long)
+    checkpoint()
 
 
 def in_parts(

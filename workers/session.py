@@ -354,7 +354,7 @@ class Session:
         try:
             adapter, asked = self.adapter(spec, batch), [item for _, item in items]
             pulse = Pulse(self._channel, batch, spec.timeout)
-            with torch.inference_mode(), wanted_for(asked), beating(pulse):
+            with torch.inference_mode(), wanted_for(asked), beating(pulse, pulse.renew):
                 checkpoint()
                 outputs = adapter.run(asked)
             if len(outputs) != len(items):

@@ -17,7 +17,7 @@ class Pulse:
     """Called at every checkpoint of a batch that may take `seconds` from now on. Raises `OutOfTime` after that."""
 
     def __init__(self, channel: WorkerEnd, batch: int, seconds: float) -> None:
-        self._channel, self._batch = channel, batch
+        self._channel, self._batch, self._seconds = channel, batch, seconds
         now = time.monotonic()
         self._next, self._until = now + EVERY, now + seconds
 
@@ -28,6 +28,12 @@ class Pulse:
         if now >= self._next:
             self._next = now + EVERY
             self._channel.send(Alive(self._batch))
+
+    def renew(self, long: bool) -> None:
+        """The next part begins, and has all of the time. `long`: it may take all of it without a sign."""
+        self._until = time.monotonic() + self._seconds
+        if long:
+            self._channel.send(Alive(self._batch, self._seconds))
 
 
 def took_too_long(spec: ModelSpec) -> DeadlineExceeded:

@@ -17,7 +17,7 @@ from core.errors import BadOutput, Cancelled, InvalidParameter
 from models import hd_strategy
 from models.base import Item, Output
 from models.crops import Box, grow
-from models.cv2_inpaint import Cv2Inpaint
+from models.cv2_inpaint import Cv2Inpaint, bound
 from models.hd_strategy import Strategy, fill
 from models.lama import Lama
 
@@ -286,6 +286,33 @@ def test_cv2_takes_mixed_sizes_and_leaves_out_the_cancelled() -> None:
     small.cancelled = lambda: True
     first, second = Cv2Inpaint({}, CPU).run([small, large])
     assert isinstance(first, Cancelled) and isinstance(second, Output) and second.image.shape == (90, 80, 3)
+
+
+@pytest.mark.parametrize(("side", "radius", "cure"), [
+    (1024, 100, "at most 10, smaller hole"), (1024, 2**63, "at most 10, smaller hole"), (8000, 1, "send a smaller hole"),
+])  # fmt: skip
+def test_cv2_refuses_before_it_starts_what_would_keep_it_for_minutes(
+    side: int, radius: int, cure: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cv2, "inpaint", lambda *given: pytest.fail("the work came before the check"))
+    image, mask = np.zeros((side, side, 3), np.uint8), np.full((side, side), 255, np.uint8)
+    (refused,) = Cv2Inpaint({}, CPU).run([item("cv2", image, mask, cv2_radius=radius)])
+    assert isinstance(refused, InvalidParameter) and refused.details["parameter"] == "cv2_radius"
+    assert cure in str(refused) and "Resize" in str(refused)
+
+
+def test_what_cv2_advises_is_taken() -> None:
+    masks = [np.full((1024, 1024), 255, np.uint8)]
+    bound(10, masks)
+    with pytest.raises(InvalidParameter):
+        bound(11, masks)
+
+
+def test_of_a_batch_cv2_refuses_only_what_takes_too_long() -> None:
+    hard, easy = (item("cv2", picture(900, 900), np.full((900, 900), 255, np.uint8), cv2_radius=r) for r in (100, 1))
+    easy.mask = mask_of(900, 900, (10, 10, 14, 14))
+    refused, done = Cv2Inpaint({}, CPU).run([hard, easy])
+    assert isinstance(refused, InvalidParameter) and isinstance(done, Output)
 
 
 def test_many_holes_are_cropped_in_turns_and_have_the_same_bytes(

@@ -22,6 +22,7 @@ from core.errors import BadRequest, Cancelled, OutOfMemory
 from core.header import read_header
 from core.request import ImagePart, OutputFormat
 from models.base import Adapter, Output
+from models.calls import Call, CallAdapter
 from models.checkpoint import checkpoint
 from workers import session as session_module
 from workers import session_pulse
@@ -450,6 +451,32 @@ def test_a_long_batch_shows_that_it_goes_on_and_a_short_one_says_nothing(slow):
     assert len(signs) >= 10 and {sign.batch for sign in signs} == {1}
     slow.adapter.rounds = 0
     assert not [message for message in slow.run(slow.item("b")) if isinstance(message, Alive)]
+
+
+class Forwards(CallAdapter):
+    """Asks for one forward after the other, each of which takes 15 seconds."""
+
+    def start(self, item):
+        for _ in range(9):
+            yield Call("net", (torch.zeros(1, *self.options.get("shape", (4,))),))
+        return Output(np.full_like(item.image, 7))
+
+    def forward(self, network, rows):
+        Slow.clock += 15.0
+        return rows
+
+
+def test_forwards_that_end_are_progress_each_has_the_whole_time_and_is_a_sign(slow):
+    slow.session._models._loaded["stub"] = Forwards({}, torch.device("cpu"))
+    said = slow.run(slow.item("a"))
+    (answer,) = (done for message in said if isinstance(message, ItemsDone) for done in message.items)
+    assert answer.error is None and Slow.clock >= 9 * 15
+    assert [one for one in said if isinstance(one, Alive)] == [Alive(1)] * 8
+
+
+def test_a_large_forward_is_told_before_it_begins(slow):
+    slow.session._models._loaded["stub"] = Forwards({"shape": (1 << 24,)}, torch.device("cpu"))
+    assert slow.run(slow.item("a"))[0] == Alive(1, 20.0)
 
 
 def test_the_encoding_of_a_large_result_is_told_before_it_begins(tmp_path, monkeypatch):
