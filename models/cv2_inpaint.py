@@ -58,7 +58,7 @@ def bound(radius: int, masks: Sequence[np.ndarray]) -> None:
     if (work := sum(looks(mask, radius) for mask in masks)) <= MOST_LOOKS:
         return
     most = (math.isqrt(MOST_LOOKS * (2 * radius + 1) ** 2 // work) - 1) // 2
-    cure = f"send a cv2_radius of at most {most}, " if most >= 1 else "send a "
+    cure = f"send a cv2_radius of at most {most}, a " if most >= 1 else "send a "
     raise InvalidParameter(
         f"a hole of {work // (2 * radius + 1) ** 2:,} pixels with a cv2_radius of {radius} takes too long; {cure}"
         "smaller hole, or the hd_strategy Resize",

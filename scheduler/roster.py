@@ -99,14 +99,15 @@ class Worker:
     @property
     def hangs(self) -> float:
         """From when on it counts as hung: a batch does not end, or its seats make no step. Each may wait for the other,
-        for a forward or a batch at the most, and all of them for a model that is loaded."""
+        for a forward or a batch at the most, and all of them for a model that is loaded. Without seats, a batch that
+        nobody wants ends sooner."""
         if self.loading is not None:
             return self.loading[1]
         limit = self.batch_hangs
         if self.seats:
             batch = self.batches[0].patience if self.batches else 0.0
-            limit = min(limit, self.seats.sign + self.seats.patience + batch)
-        return limit
+            return min(limit, self.seats.sign + self.seats.patience + batch)
+        return min(limit, self.batches[0].leaves) if self.batches else limit
 
     @property
     def batch_hangs(self) -> float:
@@ -114,6 +115,10 @@ class Worker:
         if not self.batches:
             return math.inf
         return self.batches[0].hangs + max(self.batches[0].delay, self.seats.patience)
+
+    def forsaken(self, now: float) -> bool:
+        """It does not hang yet, but runs a batch that nobody wants, and does not leave it."""
+        return bool(self.batches) and not self.seats and self.batches[0].leaves <= now < self.batch_hangs
 
     @property
     def state(self) -> Literal["ready", "closing", "hung", "dead"]:

@@ -78,7 +78,11 @@ class Scheduler:
         while (job := self._deadlines.due(self.now)) is not None:
             self._finish(job, State.EXPIRED, verdicts.expired(job, self.now))
         while (worker := self.roster.hung(self.now)) is not None:
-            self._give_up(worker)
+            if worker.forsaken(self.now) and not self._awaited(worker):
+                worker.batches[0].unwanted = self.now  # it may go on until somebody else comes
+                self.roster.file(worker)
+            else:
+                self._give_up(worker)
         self._fill()
         return self._commands
 
@@ -168,7 +172,13 @@ class Scheduler:
             worker.batches[0].started = self.now
         self.roster.file(worker)
 
+    def _awaited(self, worker: Worker) -> bool:
+        """Somebody waits who could run there."""
+        waiting = self.backlog.count or self.stepped.count or self.suspects or len(worker.batches) > 1
+        return bool(waiting) and not self.roster.idle and not self.draining
+
     def _give_up(self, worker: Worker) -> None:
+        forsaken = worker.forsaken(self.now)
         worker.closing = worker.hung = True
         self.roster.file(worker)
         if worker.loading is not None:
@@ -177,6 +187,8 @@ class Scheduler:
         elif worker.stuck is not None:
             job = next(iter(worker.stuck.jobs), "gone")
             why = f"the image of job {job} kept a thread for longer than {worker.stuck.patience:.1f} s"
+        elif forsaken:
+            why = f"batch {worker.batches[0].number} does not end, nobody wants it any more, and others wait"
         elif worker.batches and worker.hangs == worker.batch_hangs:
             batch = worker.batches[0]
             why = f"batch {batch.number} ({batch.group.group} x{batch.size}) did not end within {batch.patience:.1f} s"
@@ -202,11 +214,18 @@ class Scheduler:
         if (batch := job.batch) is not None and job.ticket.id in batch.jobs:
             batch.spoilt = True
             self._commands.append(Revoke(batch.worker.name, batch.worker.incarnation, batch.number, job.ticket.id))
+            self._forsake(batch, job)
         elif job.lane is not None:
             self._backlog(job.ticket.group).remove(job)
         else:
             self.suspects.pop(job, None)
         self._end(job, f"{state}: {error.code}")
+
+    def _forsake(self, batch: Batch, last: Job) -> None:
+        """A job of it has ended. If nobody waits for any other, the worker has a while to leave it."""
+        if batch.jobs and all(job.ended or job is last for job in batch.jobs.values()):
+            batch.unwanted = self.now
+            self.roster.file(batch.worker)
 
     def _put_back(self, job: Job, why: str, blame: Blame = "none") -> None:
         """A job that its batch did not answer waits again, before all that came after it. A suspect that was alone when
@@ -277,6 +296,7 @@ class Scheduler:
         if job is None or batch is None or job.ended:
             return
         batch.spoilt |= event.error is not None
+        self._forsake(batch, job)
         self._end(job, f"failed: {event.error.code}" if event.error is not None else "succeeded")
 
     def _batch_ended(self, event: events.BatchEnded) -> None:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from scheduler.backlog import GroupQueue, Lane
     from scheduler.roster import Worker
 
+LEAVE = 10.0  # seconds that a batch has to end when nobody wants it any more
 NOTES = 32  # a job's story keeps its beginning and its last so many lines
 
 
@@ -62,9 +63,10 @@ class Batch:
     jobs: those that the worker has not answered yet, cancelled ones among them. expected: seconds it should take, None
     when nothing like it was measured yet. patience: seconds until it counts as hung; those for which it had to wait
     for a forward come on top, at most `delay` for those of stepped jobs that have left since. sign: when it was last
-    said that it goes on; the seconds count from then. alone: it holds a
-    suspect, and nothing is sent beside it. started: when it became its worker's running batch, or got its seat. spoilt:
-    a job of it failed or was revoked, so that its time says nothing about others. parked, warm, share: see `Seats`.
+    said that it goes on; the seconds count from then. unwanted: since when all its unanswered jobs have ended some
+    other way. alone: it holds a suspect, and nothing is sent beside it. started: when it became its worker's running
+    batch, or got its seat. spoilt: a job of it failed or was revoked, so that its time says nothing about others.
+    parked, warm, share: see `Seats`.
     """
 
     number: int
@@ -79,6 +81,7 @@ class Batch:
     alone: bool = False
     started: float | None = None
     sign: float = -math.inf
+    unwanted: float = math.inf
     spoilt: bool = False
     parked: bool = False
     warm: bool = False
@@ -93,6 +96,11 @@ class Batch:
     def hangs(self) -> float:
         """From when on it counts as hung."""
         return math.inf if self.started is None else max(self.started, self.sign) + self.patience
+
+    @property
+    def leaves(self) -> float:
+        """From when on it should have ended because nobody wants it; infinite while somebody does."""
+        return math.inf if self.started is None else max(self.started, self.sign, self.unwanted) + LEAVE
 
     def __repr__(self) -> str:
         return f"<Batch {self.number} {self.group.group} x{self.size} on {self.worker.name}>"

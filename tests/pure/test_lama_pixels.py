@@ -289,8 +289,10 @@ def test_cv2_takes_mixed_sizes_and_leaves_out_the_cancelled() -> None:
 
 
 @pytest.mark.parametrize(("side", "radius", "cure"), [
-    (1024, 100, "at most 10, smaller hole"), (1024, 2**63, "at most 10, smaller hole"), (8000, 1, "send a smaller hole"),
-])  # fmt: skip
+    (1024, 100, "at most 10, a smaller hole"),
+    (1024, 2**63, "at most 10, a smaller hole"),
+    (8000, 1, "send a smaller hole"),
+])
 def test_cv2_refuses_before_it_starts_what_would_keep_it_for_minutes(
     side: int, radius: int, cure: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

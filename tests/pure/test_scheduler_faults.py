@@ -9,7 +9,17 @@ from core.errors import BY_CODE, ErrorInfo, from_info
 from core.request import Priority
 from core.states import State
 from scheduler.commands import Dispatch, Finish, Requeue, Restart
-from scheduler.events import Alive, BatchEnded, BatchOutOfMemory, ItemEnded, WorkerDraining, WorkerLost, WorkerReady
+from scheduler.events import (
+    Alive,
+    BatchEnded,
+    BatchOutOfMemory,
+    ItemEnded,
+    Tick,
+    WorkerDraining,
+    WorkerLost,
+    WorkerReady,
+)
+from scheduler.work import LEAVE
 
 # --- a worker is lost -------------------------------------------------------------------------------------------------
 
@@ -359,6 +369,63 @@ def test_a_worker_that_is_to_be_restarted_gets_nothing_even_when_its_batch_ends_
     play.die("a")
     play.ready("a")
     assert play.ended == {"one": "done"} and play.running("a") == ["two"]
+
+
+def test_a_worker_that_does_not_leave_what_nobody_wants_is_replaced_when_others_wait():
+    play = Play("a", prefetch_lead=0.0)
+    play.submit("one", timeout=300.0)
+    play.submit("other", group=LARGE, timeout=300.0)
+    play.cancel("one")
+    began = play.now
+    [restart] = of(play.wake(), Restart)
+    assert play.now - began == pytest.approx(LEAVE) and "nobody wants it" in restart.why
+    assert not of(play.die("a"), Finish)
+    play.ready("a")
+    assert play.running("a") == ["other"]
+
+
+def test_while_nobody_else_waits_it_may_go_on_and_whoever_comes_gets_another_worker_soon():
+    play = Play("a")
+    play.submit("one", timeout=300.0)
+    play.cancel("one")
+    for _ in range(5):
+        assert play.wake() == []
+    play.submit("other", after=2.0)
+    assert of(play.wake(), Restart)
+
+
+@pytest.mark.parametrize("spare", ["a mate is wanted", "another worker is free", "signs", "loads"])
+def test_a_batch_is_left_alone_when(spare):
+    play = Play(*(["a", "b"] if "free" in spare else ["a"]), max_queue_delay=0.0, hang_floor=300.0)
+    if spare == "a mate is wanted":
+        play.start("first")
+        play.submit("one", "two", timeout=300.0)
+        play.finish("a")
+    else:
+        play.submit("one", timeout=300.0)
+    play.submit("other", group=LARGE, timeout=300.0)
+    if spare == "loads":
+        play.load("a", "one")
+    number = play.held["a"][0].batch
+    play.cancel("one")
+    for _ in range(6):
+        sign = Alive("a", 1, number) if spare == "signs" else Tick()
+        assert not of(play.tell(sign, LEAVE / 2), Restart)
+
+
+def test_when_the_last_that_was_wanted_has_been_answered_the_rest_has_to_end_soon():
+    play = Play("a", hang_floor=300.0)
+    play.start("first")
+    play.submit("one", "two", timeout=300.0)
+    play.finish("a")
+    assert play.running("a") == ["one", "two"]
+    play.submit("other", group=LARGE)
+    play.cancel("one")
+    play.tick(after=60.0)
+    play._end("two", "done")
+    play.tell(ItemEnded("a", 1, play.held["a"][0].batch, "two"))
+    began = play.now
+    assert of(play.wake(), Restart) and play.now - began == pytest.approx(LEAVE)
 
 
 def test_a_job_that_hangs_every_worker_is_poisonous_too():
