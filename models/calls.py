@@ -8,6 +8,7 @@ has ended is handed over at once.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from abc import abstractmethod
 from collections import deque
@@ -20,7 +21,8 @@ from torch import Tensor
 
 from core.errors import OutOfMemory
 from models.base import Adapter, Item, Output
-from models.checkpoint import cancelled, next_part
+from models.checkpoint import Abandoned, OutOfTime, cancelled, next_part
+from models.room import Forwards
 
 LONG = 1 << 24  # input elements of a forward that may take long
 NO_MEMORY = ("out of memory", "ALLOC_FAILED", "can't allocate memory")
@@ -64,6 +66,7 @@ class CallAdapter(Adapter):
     def __init__(self, options: Mapping[str, Any], device: torch.device) -> None:
         super().__init__(options, device)
         self._most_rows = int(options.get("max_rows") or self.usual_rows())
+        self._room = Forwards()
         self._fits: dict[str, int] = {}  # by network, the input elements that fit the memory, once they did not
 
     @abstractmethod
@@ -113,11 +116,15 @@ class CallAdapter(Adapter):
 
     def _launch(self, aboard: list[_Parked], parked: deque[_Parked], flights: deque[_Flight]) -> None:
         fault: Exception | None = None
-        next_part(long=sum(one.call.elements for one in aboard) >= LONG)
+        elements = sum(one.call.elements for one in aboard)
         try:
-            answer = self.forward(aboard[0].call.network, *self._merge([one.call for one in aboard]))
+            with self._room.turn(elements) if self.device.type == "cpu" else contextlib.nullcontext():
+                next_part(long=elements >= LONG)
+                answer = self.forward(aboard[0].call.network, *self._merge([one.call for one in aboard]))
             flights.append(_Flight(aboard, answer, self._mark()))
             return
+        except (Abandoned, OutOfTime):
+            raise
         except Exception as error:
             if not lacks_memory(error):  # and if it does: to keep it would keep alive what filled the memory
                 fault = error
