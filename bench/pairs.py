@@ -1,16 +1,17 @@
-"""This checkout against an older one: W1 and W3 in alternating pairs, to see whether a change made the server slower.
+"""This checkout against an older one: W1 and W3 in alternating slices, to see whether a change made the server slower.
 
     git worktree add ../before <commit>
-    python -m bench.pairs ../before [--runs 5] [--seconds 4] [--quick]
+    python -m bench.pairs ../before [--runs 5] [--quick]
 
-Each pair starts both servers anew, one after the other, the older first in every other pair, and puts the same loads on
-them; a ratio is taken within a pair. Both run in this environment. Writes bench/results/pairs.json and pairs.png.
+A pair starts both servers, and both stand while short slices of one load go to the one and the other in turn, the older
+first in every other slice: what the machine does meanwhile meets both. A ratio is taken of the sums within a pair. Both
+run in this environment. Writes bench/results/pairs.json and pairs.png.
 """
 
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
@@ -27,81 +28,116 @@ from bench.servers import IOPAINT, Server, ours
 
 BEFORE, NOW = "before", "now"
 CONNECTIONS = (1, 6, 64)
+SLICES = 20  # of W1, of each server
+SECONDS = 0.4  # of such a slice
+FILLED = {1: (6, 8), 6: (6, 18), 64: (3, 64)}  # W3, by connections: slices of each server, and requests of one
 LEAST = 0.97  # of the older one's requests a second
 PACKAGES = ("uvicorn", "uvloop", "httptools", "starlette", "fastapi", "torch")
 
 
-
 class Measured(NamedTuple):
-    """Requests per second, and CPU milliseconds of all the server's processes per request."""
+    """Requests, and the seconds and CPU seconds (of all the server's processes) that they took."""
 
-    rate: float
-    cpu_ms: float
+    requests: float
+    seconds: float
+    cpu: float
+
+    @property
+    def rate(self) -> float:
+        """Requests per second."""
+        return self.requests / self.seconds
+
+    @property
+    def cpu_ms(self) -> float:
+        """CPU milliseconds per request."""
+        return self.cpu / self.requests * 1e3
+
+
+class Load(NamedTuple):
+    """`slice` puts it on a server once; so many slices are put on each of the two."""
+
+    name: str
+    slices: int
+    slice: Callable[[Server], Measured]
 
 
 Found = dict[str, dict[str, list[Measured]]]  # by load and checkout, a measurement per pair
 Start = Callable[..., AbstractContextManager[Server]]
-Work = Callable[[Server], dict[str, Measured]]
 
 
-def overhead(seconds: float) -> Work:
+def overhead() -> Iterator[Load]:
     """W1, by connections."""
     body = noise_png()
 
     def measured(server: Server, connections: int) -> Measured:
-        told = load(server, body, connections, seconds)
-        return Measured(told.rate, told.cpu_ms)
+        told = load(server, body, connections, SECONDS, warm_up=0.15)
+        requests = told.rate * SECONDS
+        return Measured(requests, SECONDS, told.cpu_ms * requests / 1e3)
 
-    return lambda server: {f"W1, c = {count}": measured(server, count) for count in CONNECTIONS}
+    for count in CONNECTIONS:
+        yield Load(f"W1, c = {count}", SLICES, partial(measured, connections=count))
 
 
-def filling(picture: str) -> Work:
-    """W3 with this picture: a fixed number of requests."""
+def filling(picture: str) -> Iterator[Load]:
+    """W3 with this picture, by connections: a fixed number of requests a slice."""
     case = inpaint.PICTURES[picture]()
 
-    def measured(server: Server, connections: int) -> Measured:
-        count = inpaint.REQUESTS[connections][1]
-        uvloop.run(inpaint.Fixed(server.url, case.body, inpaint.WARM).all(min(connections, inpaint.WARM)))
+    def measured(server: Server, connections: int, requests: int) -> Measured:
         before = server.cost()
-        seconds, _ = uvloop.run(inpaint.Fixed(server.url, case.body, count).all(connections))
-        return Measured(count / seconds, (server.cost().tree - before.tree) * 1e3 / count)
+        seconds, _ = uvloop.run(inpaint.Fixed(server.url, case.body, requests).all(connections))
+        return Measured(requests, seconds, server.cost().tree - before.tree)
 
-    return lambda server: {f"W3, {picture}, c = {count}": measured(server, count) for count in CONNECTIONS}
+    for count in CONNECTIONS:
+        slices, requests = FILLED[count]
+        yield Load(f"W3, {picture}, c = {count}", slices, partial(measured, connections=count, requests=requests))
 
 
-def works(cache: Path, seconds: float) -> Iterator[tuple[Start, Work]]:
-    """What is measured, and how its server is started."""
-    yield ours, overhead(seconds)
+def works(cache: Path) -> Iterator[tuple[Start, list[Load]]]:
+    """What is measured, and how its servers are started."""
+    yield ours, list(overhead())
     start = partial(
         ours, models="models/repository", offer="lama", path=IOPAINT.path, devices=f"cpu:{psutil.cpu_count()}",
         environ={"XDG_CACHE_HOME": str(cache)},
     )  # fmt: skip
-    for picture in inpaint.PICTURES:
-        yield start, filling(picture)
+    yield start, [load for picture in inpaint.PICTURES for load in filling(picture)]
 
 
-def measure(roots: dict[str, Path], runs: int, seconds: float) -> Found:
+def measure(roots: dict[str, Path], runs: int) -> Found:
     """The pairs."""
     found: Found = {}
     with inpaint.weights(4, 1) as (cache, _), Progress(refresh_per_second=1) as progress:
-        all_works = list(works(cache, seconds))
-        task = progress.add_task("", total=runs * len(all_works) * 2)
+        all_works = list(works(cache))
+        task = progress.add_task("", total=runs * sum(len(loads) for _, loads in all_works))
         for number in range(runs):
-            for start, work in all_works:
-                for name in (BEFORE, NOW) if number % 2 == 0 else (NOW, BEFORE):
-                    progress.update(task, description=f"pair {number + 1}: {name}")
-                    with start(root=roots[name]) as server:
-                        for which, measured in work(server).items():
-                            found.setdefault(which, {BEFORE: [], NOW: []})[name].append(measured)
-                    progress.advance(task)
+            for start, loads in all_works:
+                with start(root=roots[BEFORE]) as before, start(root=roots[NOW]) as now:
+                    servers = {BEFORE: before, NOW: now}
+                    for load in loads:
+                        progress.update(task, description=f"pair {number + 1}: {load.name}")
+                        sums = in_turn(load, servers)
+                        for name, told in sums.items():
+                            found.setdefault(load.name, {BEFORE: [], NOW: []})[name].append(told)
+                        progress.advance(task)
     return found
+
+
+def in_turn(load: Load, servers: dict[str, Server]) -> dict[str, Measured]:
+    """The sums of the slices of one pair. The first slice of each server is not counted: it warms up."""
+    taken: dict[str, list[Measured]] = {name: [] for name in servers}
+    for number in range(load.slices + 1):
+        for name in list(servers)[:: 1 if number % 2 else -1]:
+            taken[name].append(load.slice(servers[name]))
+    return {name: total(slices[1:]) for name, slices in taken.items()}
+
+
+def total(slices: Sequence[Measured]) -> Measured:
+    """All of them together."""
+    return Measured(*map(sum, zip(*slices, strict=True)))
 
 
 def ratios(pairs: dict[str, list[Measured]], what: str = "rate") -> list[float]:
     """Now over before, pair by pair."""
-    return [
-        getattr(now, what) / getattr(before, what) for now, before in zip(pairs[NOW], pairs[BEFORE], strict=True)
-    ]
+    return [getattr(now, what) / getattr(before, what) for now, before in zip(pairs[NOW], pairs[BEFORE], strict=True)]
 
 
 def rows(found: Found) -> Iterator[list[str]]:
@@ -130,12 +166,11 @@ def commit(root: Path) -> str:
 def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("before", type=Path, help="the older checkout")
-    arguments.add_argument("--seconds", type=float, default=4.0)
     given = arguments.parse_args()
-    runs, seconds = (2, 2.0) if given.quick else (given.runs, given.seconds)
+    runs = 2 if given.quick else given.runs
     roots = {BEFORE: given.before.resolve(), NOW: Path(__file__).resolve().parent.parent}
     facts = machine_facts(PACKAGES)
-    found = measure(roots, runs, seconds)
+    found = measure(roots, runs)
     reached: list[dict[str, Any]] = []
     for which, pairs in found.items():
         told = spread(ratios(pairs), 3)
@@ -144,8 +179,8 @@ def main() -> None:
     shown = table("This checkout against an older one", head, rows(found))
     print_tables([shown], reached)
     write_result("pairs", facts, {
-        "about": f"W1 and W3 in alternating pairs: commit {commit(roots[NOW])} against {commit(roots[BEFORE])}",
-        "runs": runs, "seconds": seconds, "goals": reached, "tables": [shown], "pairs": found,
+        "about": f"W1 and W3 in alternating slices: commit {commit(roots[NOW])} against {commit(roots[BEFORE])}",
+        "runs": runs, "goals": reached, "tables": [shown], "pairs": found,
     })  # fmt: skip
     draw(found)
 
