@@ -300,7 +300,7 @@ class Door:
             receive, self._settings.body_timeout, self._clock, take, partial(self._charge, scope)
         )
         scope["owing"] = partial(self._charge, scope, leaving=True)
-        self._metrics.http_in_progress.inc()
+        self._metrics.http_in_progress += 1
         try:
             body.limit = self._enter(scope, headers, extra)
             await self.app(scope, body, answer)
@@ -319,7 +319,7 @@ class Door:
                 await self._wardrobe.respond(fault, scope["path"], name)(scope, receive, answer)
         finally:
             body.settle()
-            self._metrics.http_in_progress.dec()
+            self._metrics.http_in_progress -= 1
             took = time.perf_counter() - began
             where = route(scope)
             self._metrics.http(scope["method"], where, status, took, received=body.size, sent=sent)

@@ -11,9 +11,7 @@ from typing import Any, NamedTuple
 
 from prometheus_client import (
     CollectorRegistry,
-    Counter,
     Gauge,
-    Histogram,
     Info,
     ProcessCollector,
     disable_created_metrics,
@@ -23,6 +21,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from core.job import Job
+from engine.tallies import MOST_SERIES, Counts, Histograms, Series
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a *_created twin beside every series would double the page for no reader
 
@@ -31,7 +30,6 @@ RESOLUTIONS = ((512, "512"), (1024, "1024"), (2048, "2048"))
 SECONDS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 120)
 BATCHES = (1, 2, 4, 8, 16, 32)
 METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"})
-MOST_SERIES = 1_000
 STAGES = {
     "wait": "from acceptance to the start of its batch",
     "decode": "decoding its images",
@@ -46,27 +44,14 @@ def resolution_class(pixels: int) -> str:
     return next((name for side, name in RESOLUTIONS if pixels <= side * side), "larger")
 
 
-class _Series(dict[tuple[str, ...], Any]):
-    """The children of one metric by their label values. Looking up a known one costs one dict access."""
-
-    def __init__(self, metric: Any, most: int = MOST_SERIES) -> None:
-        self._metric, self._most = metric, most
-
-    def __missing__(self, labels: tuple[str, ...]) -> Any:
-        if len(self) >= self._most:
-            return self._metric.labels(*("other" for _ in labels))
-        child = self[labels] = self._metric.labels(*labels)
-        return child
-
-
 class _Stages(NamedTuple):
     """The histograms of one model at one resolution."""
 
-    wait: Histogram
-    decode: Histogram
-    compute: Histogram
-    encode: Histogram
-    total: Histogram
+    wait: Series
+    decode: Series
+    compute: Series
+    encode: Series
+    total: Series
 
 
 class Metrics:
@@ -87,34 +72,30 @@ class Metrics:
         self._batches = self._histogram("batch_size", "Images per batch.", BATCHES, "model", "resolution")
         self._http_seconds = self._histogram("http_request_seconds", "Seconds per answer.", SECONDS, "method", "route")
         self._stages = {
-            stage: Histogram(
-                f"imagepool_job_{stage}_seconds", f"Seconds of a job {what}.", ("model", "resolution"),
-                buckets=SECONDS, registry=self.registry,
-            )
+            stage: self._histogram(f"job_{stage}_seconds", f"Seconds of a job {what}.", SECONDS, "model", "resolution")
             for stage, what in STAGES.items()
-        }  # fmt: skip
+        }
         self._by_job: dict[tuple[str, str], _Stages] = {}
-        self._created = _Series(
-            Counter("imagen_jobs_created", "Jobs accepted, by imagen's names.", ("job_type",), registry=self.registry)
-        )
-        self.http_in_progress = Gauge(
-            "imagepool_http_requests_in_progress", "Requests being answered.", registry=self.registry
-        )
+        self._created = Counts(self.registry, "imagen_jobs_created", "Jobs accepted, by imagen's names.", "job_type")
+        self.http_in_progress = 0
+        in_progress = Gauge("imagepool_http_requests_in_progress", "Requests being answered.", registry=self.registry)
+        in_progress.set_function(lambda: self.http_in_progress)
         self._connections = Gauge("imagepool_http_connections", "Open connections.", registry=self.registry)
-        self._bytes_in = Counter("imagepool_http_received_bytes", "Bytes of bodies received.", registry=self.registry)
-        self._bytes_out = Counter("imagepool_http_sent_bytes", "Bytes of bodies sent.", registry=self.registry)
+        self._bytes_in = self._counter("http_received_bytes", "Bytes of bodies received.")
+        self._bytes_out = self._counter("http_sent_bytes", "Bytes of bodies sent.")
 
     def job_created(self, job: Job) -> None:
         """A job was accepted."""
-        self._created[(_job_type(job.request.model),)].inc()
+        self._created.add((_job_type(job.request.model),))
 
     def job_ended(self, job: Job) -> None:
         """A job reached its final state. Stages are counted for those that succeeded. This is on the hot path."""
         request = job.request
-        self._jobs[request.model, job.state.value, request.dialect].inc()
+        self._jobs.add((request.model, job.state.value, request.dialect))
         if job.ended_at is None:
             return
-        size = resolution_class(request.image.header.pixels) if request.image else "512"
+        image = request.image
+        size = resolution_class(image.header.pixels) if image else "512"
         stages = self._by_job.get((request.model, size)) or self._new_stages(request.model, size)
         stages.total.observe(job.ended_at - job.created_at)
         if job.result is not None:
@@ -131,19 +112,19 @@ class Metrics:
 
     def restart(self, device: str, cause: str) -> None:
         """A worker was lost. `cause`: a word or two, of a bounded set."""
-        self._restarts[device, cause[:64]].inc()
+        self._restarts.add((device, cause[:64]))
 
     def refused(self, reason: str) -> None:
         """A request was not admitted; `reason` is the error's code, or of which budget it had too much."""
-        self._refusals[(reason,)].inc()
+        self._refusals.add((reason,))
 
     def http(self, method: str, route: str, status: int, seconds: float, *, received: int = 0, sent: int = 0) -> None:
         """A request was answered. `route` is the template (`/jobs/{id}`), never the path; bytes are of the bodies."""
         method = method if method in METHODS else "other"
-        self._http[method, route, str(status)].inc()
+        self._http.add((method, route, str(status)))
         self._http_seconds[method, route].observe(seconds)
-        self._bytes_in.inc(received)
-        self._bytes_out.inc(sent)
+        self._bytes_in.add(by=received)
+        self._bytes_out.add(by=sent)
 
     def connections(self, count: Callable[[], int]) -> None:
         """How many connections are open is asked for when it is told."""
@@ -157,15 +138,15 @@ class Metrics:
         """The page for Prometheus and its content type."""
         return generate_latest(self.registry), CONTENT_TYPE
 
-    def _counter(self, name: str, about: str, *labels: str) -> _Series:
-        return _Series(Counter(f"imagepool_{name}", about, labels, registry=self.registry))
+    def _counter(self, name: str, about: str, *labels: str) -> Counts:
+        return Counts(self.registry, f"imagepool_{name}", about, *labels)
 
-    def _histogram(self, name: str, about: str, buckets: tuple[float, ...], *labels: str) -> _Series:
-        return _Series(Histogram(f"imagepool_{name}", about, labels, buckets=buckets, registry=self.registry))
+    def _histogram(self, name: str, about: str, bounds: tuple[float, ...], *labels: str) -> Histograms:
+        return Histograms(self.registry, f"imagepool_{name}", about, bounds, *labels)
 
     def _new_stages(self, model: str, size: str) -> _Stages:
         key = (model, size) if len(self._by_job) < MOST_SERIES else ("other", size)
-        stages = self._by_job[key] = _Stages(**{name: metric.labels(*key) for name, metric in self._stages.items()})
+        stages = self._by_job[key] = _Stages(**{name: metric[key] for name, metric in self._stages.items()})
         return stages
 
 

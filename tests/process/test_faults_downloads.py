@@ -45,10 +45,9 @@ class Door:
                 continue
         return [link for link in links if link.startswith(str(self.outputs)) and ".png" in link]
 
-    def busy(self) -> float:
+    def busy(self) -> int:
         """Requests that are being answered."""
-        value = self.server.engine.metrics.http_in_progress._value.get()
-        return float(value)
+        return self.server.engine.metrics.http_in_progress
 
 
 @pytest.fixture

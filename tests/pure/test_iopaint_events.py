@@ -138,7 +138,7 @@ async def test_open_polls_end_when_the_server_goes_away(tmp_path: Path) -> None:
     async with world(tmp_path) as server:
         page = await Browser(server).connect()
         poll = asyncio.create_task(page.poll())
-        await until(server.engine.metrics.http_in_progress._value.get)
+        await until(lambda: server.engine.metrics.http_in_progress)
         server.engine.drain()
         assert await poll == "1"
 
@@ -313,7 +313,7 @@ async def test_a_page_moves_to_its_web_socket_and_nothing_is_lost_on_the_way(tmp
     async with listening(tmp_path) as (server, address):
         page = await Browser(server, "127.0.0.1").connect()
         waiting = asyncio.create_task(page.poll())
-        await until(server.engine.metrics.http_in_progress._value.get)
+        await until(lambda: server.engine.metrics.http_in_progress)
         async with connect(f"ws://{address}{SOCKET}&sid={page.query['sid']}") as socket:
             await socket.send("2probe")
             assert await socket.recv() == "3probe" and await waiting == "6"

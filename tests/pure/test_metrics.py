@@ -73,7 +73,7 @@ def test_what_happens_is_counted() -> None:
     metrics.refused("overloaded")
     metrics.http("POST", "/jobs", 202, 0.02, received=500, sent=60)
     metrics.http("BREW", "/jobs", 405, 0.02)
-    metrics.http_in_progress.inc()
+    metrics.http_in_progress += 1
     metrics.job_created(ended("style_comic"))
     told = read(metrics)
     assert told["imagepool_batch_size_sum[('model', 'lama'), ('resolution', '512')]"] == 4
