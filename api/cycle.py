@@ -44,6 +44,7 @@ class Cycle(RequestResponseCycle):
     waiting: int         # bytes of them
     fd: int              # the socket's, -1 where it must not be written to past the transport (TLS)
     start: Any           # of an answer of known length: its head leaves together with its body
+    length: int          # of that body
     fault: ImagePoolError | None         # what is wrong with the body, for whoever reads it
     on_gone: Callable[[], None] | None   # called when the client goes away
 
@@ -75,15 +76,18 @@ class Cycle(RequestResponseCycle):
 
     async def send(self, message: Any) -> None:
         if self.start is None:
-            if message["type"] == "http.response.start" and not self.response_started and _length(message) is not None:
-                self.start = message
-            else:
+            length = None
+            if message["type"] == "http.response.start" and not self.response_started:
+                length = _length(message)
+            if length is None:
                 await super().send(message)
+            else:
+                self.start, self.length = message, length
             return
         start, self.start = self.start, None
         body = message.get("body", b"")
         if (
-            len(body) == _length(start)
+            len(body) == self.length
             and not message.get("more_body", False)
             and self.scope["method"] != "HEAD"
             and not self.flow.write_paused

@@ -116,7 +116,10 @@ class ImageRequest:
     @property
     def image(self) -> ImagePart | None:
         """The picture to change; None where one is made from words alone."""
-        return next((part for part in self.images if part.role == "image"), None)
+        images = self.images
+        if images and images[0].role == "image":  # nearly always; this is asked often
+            return images[0]
+        return next((part for part in images if part.role == "image"), None)
 
     @property
     def frame(self) -> ImagePart | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
@@ -25,6 +26,7 @@ from workers.messages import Finished
 DEFECT = InternalError("the result could not be kept because of a defect of the server; its log has the details").info()
 
 log = structlog.get_logger("job")
+stdlib = logging.getLogger("job")
 
 
 class Endings:
@@ -111,7 +113,10 @@ class Endings:
 def _log_end(live: Live) -> None:
     """One line per job: at info when it is durable, at debug when it is one of many that nobody will ask for again."""
     job = live.job
-    tell = log.info if job.request.durable or job.error is not None else log.debug
+    quiet = not job.request.durable and job.error is None
+    if quiet and not stdlib.isEnabledFor(logging.DEBUG):  # spares the hot path a line that is made and thrown away
+        return
+    tell = log.debug if quiet else log.info
     group = live.ticket.group
     tell(
         "job ended",

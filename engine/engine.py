@@ -106,7 +106,7 @@ class Engine:
         self.up = self._arrivals.up  # ready workers and their incarnation
         self.steps, self.refusal = self._arrivals.steps, self._arrivals.refusal
         self._events: deque[Event] = deque()
-        self._telling = False
+        self._telling = self._setting_timer = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at: float | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -424,9 +424,12 @@ class Engine:
                     self._perform(command)
         finally:
             self._telling = False
-        self._set_timer()
+        if not self._setting_timer:  # once a turn of the loop, however much is told in it
+            self._setting_timer = True
+            self._loop.call_soon(self._set_timer)
 
     def _set_timer(self) -> None:
+        self._setting_timer = False
         at = self.scheduler.next_deadline()
         if at == self._timer_at:
             return

@@ -293,8 +293,8 @@ async def test_the_snapshot_tells_devices_queue_and_jobs(tmp_path):
         assert b"imagepool_jobs_total" in (await made.render_metrics())[0]
 
 
-async def test_the_log_tells_of_each_durable_job_what_where_and_how_it_ended(tmp_path):
-    with structlog.testing.capture_logs() as lines:
+async def test_the_log_tells_of_each_durable_job_what_where_and_how_it_ended(tmp_path, caplog):
+    with structlog.testing.capture_logs() as lines, caplog.at_level("DEBUG", "job"):
         async with engine(tmp_path) as (made, _):
             job = await made.wait((await made.submit(request(png(1, 40, 30)))).id, 10)
             await made.run(request(png(2), durable=False))
