@@ -239,7 +239,8 @@ async def send_result(request: Request, body: ResultBody, name: str) -> Response
     """A result as a download `<name>.<format>`; 304 when the client has it. Raises `ResultGone`."""
     etag = f'"{name}"'  # a job has one result, for ever
     headers = {"etag": etag, "cache-control": "private, immutable, max-age=3600"}
-    if etag in [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]:
+    known = {tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")}
+    if known & {etag, "*"}:
         return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
     filename = f"{name}.{'jpg' if body.format == 'jpeg' else body.format}"
     if not isinstance(body.data, FilePath):

@@ -53,8 +53,8 @@ Index("jobs_state", jobs.c.state, jobs.c.seq)
 Index("jobs_model", jobs.c.model, jobs.c.seq)
 Index("jobs_kept", jobs.c.ended_at, jobs.c.id, jobs.c.bytes)
 
-# Whole numbers that outlive the jobs: `schema`, `last_number` (the highest job number ever inserted), and `past_{state}`
-# (how many jobs ended so that have no row any more).
+# Whole numbers that outlive the jobs: `schema`, `last_number` (the highest job number ever inserted), and
+# `past_{state}` (how many jobs ended so that have no row any more).
 facts = Table("facts", metadata, Column("name", String, primary_key=True), Column("value", _Number, nullable=False))
 
 # Upgrade i is the SQL that leads from schema i + 1 to schema i + 2. Append only; a new database starts at the newest.
