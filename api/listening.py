@@ -10,6 +10,7 @@ from starlette.types import ASGIApp
 
 from api.addresses import Proxies
 from api.connections import Connections
+from api.newcomers import Newcomers
 from api.protocol import ROOM, Protocol
 from api.web_socket import MAX_MESSAGE, WebSocket
 from core.settings import Settings
@@ -52,6 +53,7 @@ def uvicorn_config(
         connections = Connections(settings.max_connections, settings.connections_per_address)
     settled: dict[str, Any] = {
         "header_timeout": settings.header_timeout, "patience": settings.body_timeout, "held": connections,
+        "newcomers": Newcomers(settings.new_connections),
     }  # fmt: skip
     settled["proxies"] = Proxies(settings.trusted_proxies)
     protocol = type("SettledProtocol", (Protocol,), settled)

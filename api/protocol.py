@@ -10,6 +10,7 @@ unread beyond a bound, until its answer has gone. That a client went away is tol
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections import deque
 from collections.abc import Callable
@@ -30,6 +31,7 @@ from api.cycle import Cycle, Flow
 from api.errors import PROBLEM, HeaderTooLarge, RequestTimeout, Wardrobe, headers_of, problem
 from api.framing import Framing, read_framing
 from api.limits import GONE, MIN_RATE, TAKE, request_id
+from api.newcomers import Newcomers
 from api.progress import Progress
 from api.web_socket import WebSocket
 from core.errors import BadRequest, ImagePoolError, Overloaded
@@ -41,6 +43,7 @@ MAX_LEFT = 8 << 20    # bytes of a body that are still read after the answer was
 MAX_CHUNKS = 512      # chunks a body may have before their size counts
 MIN_CHUNK = 64        # bytes they must have on average from then on
 DIRECT = 32 << 10     # bytes of a body from which on the application may want it elsewhere
+log = logging.getLogger("imagepool.http")
 HEAD_END = b"\r\n\r\n"
 
 # Where every connection's bytes are put for the moment in which they are handed on, and how much of it is used. While a
@@ -72,6 +75,7 @@ class Protocol(HttpToolsProtocol):
     header_timeout: ClassVar[float] = 10.0
     patience: ClassVar[float] = 10.0  # seconds in which something of an answer must be read, as of a body
     held: ClassVar[Connections]
+    newcomers: ClassVar[Newcomers]
     proxies: ClassVar[Proxies]
     cycle: Cycle
 
@@ -93,11 +97,27 @@ class Protocol(HttpToolsProtocol):
         self._timer: asyncio.TimerHandle | None = None
         self._peer = self.client[0] if self.client else ""
         self._proxied = self.proxies.trusts(self._peer)
-        self._place: Place | None = self.held.take(network(self._peer), self._make_room, proxy=self._proxied)
+        self._place: Place | None = None
+        address, now = network(self._peer), self.loop.time()
+        wait = 0.0 if self._proxied else self.newcomers.wait(address, now)
+        if wait is None:
+            if self.newcomers.may_tell(now):
+                log.warning("%s opens connections faster than --new-connections allows; some are closed", self._peer)
+            transport.abort()
+            return
+        self._place = self.held.take(address, self._make_room, proxy=self._proxied)
         if self._place is None:
             self._turn_away()
+        elif wait:
+            self.flow.hold()
+            self._timer = self.loop.call_later(wait, self._let_in)
         else:
             self._arm(self._slow_head)
+
+    def _let_in(self) -> None:
+        """It came sooner than its address may: now it is heard."""
+        self._arm(self._slow_head)
+        self.flow.release()
 
     @property
     def room(self) -> memoryview:

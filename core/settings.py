@@ -119,6 +119,8 @@ class Settings(BaseSettings):
     connections_per_address: Count = setting(
         "Network", 4096,
         "Most of them (never over half) of one IPv4 address or IPv6 /64, and its requests through a proxy.", ge=1)
+    new_connections: Count = setting(
+        "Network", 500, "Most connections a second that one such address opens, proxies left out (0: any).", ge=0)
     trusted_proxies: Networks = setting(
         "Network", (), "Networks of proxies whose X-Forwarded-For or Forwarded is believed (none: nobody's).")
     fetch: Literal["off", "public", "any"] = setting(

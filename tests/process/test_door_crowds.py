@@ -144,6 +144,21 @@ def test_the_address_that_a_trusted_proxy_names_is_the_one_that_counts(tmp_path)
             assert ask(proxied[10], "X-Forwarded-For: 8.8.8.9") == 200, "the connection itself lives on"
 
 
+def test_who_opens_connections_faster_than_he_may_waits_or_is_closed_and_others_are_served(tmp_path):
+    flags = "--new-connections", "2", "--trusted-proxies", "127.0.0.4/32"
+    with serving(tmp_path, *flags) as server, contextlib.ExitStack() as stack:
+        fast = [stack.enter_context(dial(server, "127.0.0.2")) for _ in range(60)]
+        assert ask(stack.enter_context(dial(server, "127.0.0.3"))) == 200
+        for line in fast:
+            with contextlib.suppress(ConnectionError):
+                line.sendall(LIVE + b"\r\n")
+        told = [answer(line)[0] for line in fast]
+        assert set(told[:10]) == {200}, "a burst may come at once"
+        assert 0 < told.count(0) < 50 and set(told) == {0, 200}
+        assert {ask(stack.enter_context(dial(server, "127.0.0.4"))) for _ in range(60)} == {200}
+        assert server.log.read_text().count("--new-connections") == 1
+
+
 def test_requests_sent_on_and_on_without_reading_an_answer_do_not_fill_memory(tmp_path):
     with serving(tmp_path) as server:
         master = psutil.Process(server.process.pid)
