@@ -82,7 +82,7 @@ class Protocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.flow: Flow = Flow(transport)
-        self._in_head, self._in_body, self._parting = True, False, False
+        self._in_head, self._in_body, self._parting, self._early = True, False, False, False
         self._head = self._lines = self._pieces = self._size = self._left = 0
         self._tail = b""   # the last bytes of a head that has not come whole
         self._ahead = b""  # what has come of the next requests
@@ -109,6 +109,7 @@ class Protocol(HttpToolsProtocol):
         if self._place is None:
             self._turn_away()
         elif wait:
+            self._early = True
             self.flow.hold()
             self._timer = self.loop.call_later(wait, self._let_in)
         else:
@@ -116,8 +117,11 @@ class Protocol(HttpToolsProtocol):
 
     def _let_in(self) -> None:
         """It came sooner than its address may: now it is heard."""
+        self._early = False
         self._arm(self._slow_head)
+        data, self._ahead = self._ahead, b""
         self.flow.release()
+        self.data_received(data)
 
     @property
     def room(self) -> memoryview:
@@ -137,6 +141,10 @@ class Protocol(HttpToolsProtocol):
             cycle.on_gone()
 
     def data_received(self, data: bytes) -> None:
+        if self._early:  # uvloop reads after `connection_made`, whatever that said
+            self._ahead += data
+            self.transport.pause_reading()
+            return
         self._unset_keepalive_if_required()
         at = 0
         while at < len(data) and not self.transport.is_closing():

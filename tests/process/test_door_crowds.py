@@ -10,12 +10,16 @@ import selectors
 import socket
 from collections.abc import Iterator
 
+import door_kit
 import psutil
 import pytest
 import uvloop
+from door_kit import listen
 from kit import RunningServer, photo, running
+from starlette.responses import Response
 
 from api.serve import many_handles
+from core.settings import Settings
 
 # A request whose body does not come.
 HALF = b"POST /run/echo HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: image/png\r\nContent-Length: 9\r\n"
@@ -200,3 +204,25 @@ def test_who_waits_outside_is_let_in_many_at_a_time():
     assert uvloop.run(turns()) <= len(clients) // 4
     for client in clients:
         client.close()
+
+
+def test_who_comes_too_soon_is_not_heard_before_his_time(tmp_path):
+    """On the loop that serves: uvloop reads whatever `connection_made` says."""
+    settings = Settings(outputs=tmp_path / "outputs", new_connections=1)
+    began: list[float] = []
+
+    async def app(scope, receive, send) -> None:
+        began.append(asyncio.get_running_loop().time())
+        await Response()(scope, receive, send)
+
+    async def ask_all() -> float:
+        async with listen(app, settings) as port, contextlib.AsyncExitStack() as stack:
+            start = asyncio.get_running_loop().time()
+            lines = [await stack.enter_async_context(door_kit.dial(port)) for _ in range(6)]
+            for _, writer in lines:
+                writer.write(LIVE + b"\r\n")
+            for reader, _ in lines:
+                assert (await door_kit.read_answer(reader))[0] == 200
+            return max(began) - start
+
+    assert uvloop.run(ask_all()) > 0.99
