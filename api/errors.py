@@ -26,6 +26,7 @@ STATUS: Mapping[str, int] = {
     "unsupported_image": 415,
     "unsupported_encoding": 415,
     "too_large": 413,
+    "not_implemented": 501,
     "request_timeout": 408,
     "header_too_large": 431,
     "range_not_satisfiable": 416,
@@ -65,6 +66,12 @@ class RequestTimeout(BadRequest):
 
     code = "request_timeout"
     retryable = True
+
+
+class NotImplementedHere(BadRequest):
+    """HTTP has it, and this server does not do it."""
+
+    code = "not_implemented"
 
 
 class HeaderTooLarge(BadRequest):

@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from api.errors import NotImplementedHere
 from core.errors import BadRequest
 
 HOST = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
@@ -34,7 +35,8 @@ class Framing(NamedTuple):
 
 
 def read_framing(method: str, target: bytes, version: str, headers: Headers) -> Framing:
-    """`headers`: with names in lower case. Raises `BadRequest` for a head that is not to be understood in one way."""
+    """`headers`: with names in lower case. Raises `BadRequest` for a head that is not to be understood in one way,
+    `NotImplementedHere` for what is not done here."""
     if version not in VERSIONS:
         raise BadRequest("the request is of an HTTP version that is not served; use HTTP/1.1")
     found = dict(headers)
@@ -63,10 +65,17 @@ def _check_doubles(headers: Headers) -> None:
             raise BadRequest(f"the request has more than one {name.decode().title()} header")
 
 
+def is_http(line: bytes) -> bool:
+    """Whether a request line, or what has come of it, is of no other protocol that the parser reads."""
+    return b" RTSP/" not in line and b" ICE/" not in line
+
+
 def _odd_target(method: str, target: bytes, host: bytes | None) -> bytes:
     """The path of a target that does not begin with one: a whole address, as proxies are asked, for this very host."""
     absolute = ABSOLUTE.fullmatch(target)
-    if method == "CONNECT" or absolute is None:
+    if method == "CONNECT":
+        raise NotImplementedHere("this server is no proxy: CONNECT is not served")
+    if absolute is None:
         raise BadRequest("the request's target is not a path; percent-encode what may not stand in one")
     if host is None or absolute[1].lower() != host.lower():
         raise BadRequest("the address in the request line is of another host than the Host header")
@@ -76,8 +85,11 @@ def _odd_target(method: str, target: bytes, host: bytes | None) -> bytes:
 def _check_coding(found: dict[bytes, bytes], version: str) -> None:
     if version == "1.0" or b"content-length" in found:
         raise BadRequest("the request has a Transfer-Encoding beside HTTP/1.0 or a Content-Length")
-    if found[b"transfer-encoding"].strip(b" \t").lower() != b"chunked":
-        raise BadRequest("the only Transfer-Encoding that is read is 'chunked'")
+    *others, last = (coding.strip(b" \t").lower() for coding in found[b"transfer-encoding"].split(b","))
+    if last != b"chunked" or b"chunked" in others:
+        raise BadRequest("the last Transfer-Encoding is not 'chunked', or not the only one of that name")
+    if others:
+        raise NotImplementedHere("the only Transfer-Encoding that is read is 'chunked'; send the body as it is")
 
 
 def _length(text: bytes) -> int:

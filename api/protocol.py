@@ -29,7 +29,7 @@ from api.chunks import Chunks
 from api.connections import MOST_AWAY, Connections, Place
 from api.cycle import Cycle, Flow
 from api.errors import PROBLEM, HeaderTooLarge, RequestTimeout, Wardrobe, headers_of, problem
-from api.framing import Framing, read_framing
+from api.framing import Framing, is_http, read_framing
 from api.limits import GONE, MIN_RATE, TAKE, request_id
 from api.newcomers import Newcomers
 from api.progress import Progress
@@ -84,6 +84,7 @@ class Protocol(HttpToolsProtocol):
         self.flow: Flow = Flow(transport)
         self._in_head, self._in_body, self._parting, self._early = True, False, False, False
         self._head = self._lines = self._pieces = self._size = self._left = 0
+        self._line, self._lined = b"", False  # the request line, until it has come whole
         self._tail = b""   # the last bytes of a head that has not come whole
         self._ahead = b""  # what has come of the next requests
         self._rest = 0     # bytes of the body that have not come
@@ -174,6 +175,14 @@ class Protocol(HttpToolsProtocol):
         at += len(piece)
         self._head += len(piece)
         self._tail = b"" if whole else (self._tail + piece)[-3:]
+        if not self._lined:
+            self._line += piece.lstrip(b"\r\n") if not self._line else piece
+            line, end, _ = self._line.partition(b"\n")
+            self._lined = bool(end)
+            self._line = b"" if end else line
+            if not is_http(line):
+                self._refuse(BadRequest("this is no HTTP request"))
+                return at
         try:
             if self._head > MAX_HEAD:
                 raise HeaderTooLarge(f"the request's headers have more than {MAX_HEAD} bytes")
@@ -227,7 +236,7 @@ class Protocol(HttpToolsProtocol):
     def _next(self) -> None:
         """Await the next request, or begin with what has come of it."""
         self._disarm()
-        self._in_head, self._framing = True, None
+        self._in_head, self._framing, self._lined = True, None, False
         self._head = self._lines = 0
         self.parser = httptools.HttpRequestParser(self)
         self._idle()

@@ -143,8 +143,28 @@ async def test_curl_that_offers_http2_is_answered(port: int, log: Log) -> None:
 async def test_connect_is_refused_and_what_follows_is_no_request(port: int, log: Log) -> None:
     async with dial(port) as (reader, writer):
         writer.write(b"CONNECT here:80 HTTP/1.1\r\n" + HOST + b"\r\n" + SMUGGLED)
-        assert (await read_answer(reader))[0] == 400
+        assert (await read_answer(reader))[0] == 501
         assert await reader.read() == b""
+    assert log.asked == []
+
+
+async def test_another_coding_than_chunked_is_not_implemented(port: int, log: Log) -> None:
+    async with dial(port) as (reader, writer):
+        writer.write(b"POST / HTTP/1.1\r\nTransfer-Encoding: gzip, chunked\r\n" + HOST + b"\r\n0\r\n\r\n" + SMUGGLED)
+        assert (await read_answer(reader))[0] == 501
+        assert await reader.read() == b""
+    assert log.asked == []
+
+
+async def test_a_line_of_rtsp_is_no_request_however_it_is_cut(port: int, log: Log) -> None:
+    line = b"\r\nGET / RTSP/1.0\r\nHost: here\r\n\r\n"
+    for cut in range(1, 18):
+        async with dial(port) as (reader, writer):
+            writer.write(line[:cut])
+            await writer.drain()
+            await asyncio.sleep(0.01)
+            writer.write(line[cut:])
+            assert (await read_answer(reader))[0] == 400
     assert log.asked == []
 
 
@@ -152,7 +172,11 @@ ODD = [
     b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
     b"GET / HTTP/1.1\r\nHost:\r\n\r\n",
     b"GET / HTTP/1.1\r\nHost: \r\n\r\n",
-    b"POST / HTTP/1.1\r\nHost: here\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+    b"POST / HTTP/1.1\r\nHost: here\r\nTransfer-Encoding: chunked, gzip\r\n\r\n0\r\n\r\n",
+    b"POST / HTTP/1.1\r\nHost: here\r\nTransfer-Encoding: gzip\r\n\r\n0\r\n\r\n",
+    b"GET / RTSP/1.0\r\nHost: here\r\n\r\n",
+    b"POST / RTSP/1.1\r\nHost: here\r\nContent-Length: 0\r\n\r\n",
+    b"DESCRIBE / RTSP/1.0\r\nHost: here\r\n\r\n",
     b"POST / HTTP/1.1\r\nHost: here\r\nTransfer-Encoding: chunked, chunked\r\n\r\n0\r\n\r\n",
     b"POST / HTTP/1.1\r\nHost: here\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
     b"POST / HTTP/1.1\r\nHost: here\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
