@@ -9,7 +9,7 @@
 
 A client sends its key as `X-API-Key: <key>` or `Authorization: Bearer <key>`. Without a keys file the server is open:
 everybody is the tenant "anonymous". The file is read again within a second of a change; a file that cannot be read
-keeps the old keys in force.
+keeps the old keys in force, and so does an empty one.
 """
 
 from __future__ import annotations
@@ -127,9 +127,12 @@ class Keys:
 
     def _take(self, path: Path) -> None:
         try:
-            keys = read_keys(path.read_text(encoding="utf-8"))
+            text = path.read_text(encoding="utf-8")
         except UnicodeDecodeError:
             raise ValueError("the keys file is not readable as TOML: it is not UTF-8") from None
+        if self._keys and not text.strip():  # somebody is just writing it, or it was cut off
+            raise ValueError("the keys file is empty; mark keys as revoked to take them away")
+        keys = read_keys(text)
         for _, found in keys.values():
             if found.tier and self._tiers is not None and found.tier not in self._tiers:
                 raise ValueError(f"the keys file names the tier '{found.tier[:64]}', which no setting of tiers has")

@@ -73,13 +73,13 @@ def test_a_typo_in_the_file_is_said_once_and_harms_nobody(tmp_path: Path, caplog
     file, clock = tmp_path / "keys.toml", Clock()
     file.write_text(entry("good"))
     keys = Keys(file, clock)
-    for text in ("[[keys]\n", "keys = [1]", entry("better")):
+    for text in ("[[keys]\n", "keys = [1]", "", " \n", entry("better")):
         file.write_text(text)
         for _ in range(5):
             clock.now += RELOAD_EVERY
             assert keys.caller("better" if text == entry("better") else "good")
     said = [record.levelname for record in caplog.records if record.name == "imagepool.auth"]
-    assert said == ["ERROR", "ERROR", "INFO"]
+    assert said == ["ERROR", "ERROR", "ERROR", "INFO"]
 
 
 @pytest.mark.parametrize(
