@@ -166,7 +166,7 @@ def router(engine: Engine, settings: Settings) -> APIRouter:
     async def accept(requests: list[ImageRequest]) -> Response:
         _, (task,) = await tasks.submit(requests)
         thumbnail = tasks.link(task.thumbnail, task.last.request.tenant)
-        more = {"estimated_time": tasks.estimate(task), "temp_url": thumbnail}
+        more = {"estimated_time": tasks.estimate(task), **({"temp_url": thumbnail} if thumbnail else {})}
         return JSONResponse(envelope(task.tell(tasks.link) | more))
 
     @api.post("/generate", operation_id="imagegenx_generate", summary="Draw an image from words",

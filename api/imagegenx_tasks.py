@@ -110,7 +110,8 @@ class Task:
         return f"/temp/{self.id}_thumb.webp"
 
     def tell(self, link: Link) -> dict[str, Any]:
-        """The task as its clients see it. `link(path, tenant)`: a path with what lets it serve without a key."""
+        """The task as its clients see it. `link(path, tenant)`: a path with what lets it serve without a key; "" when
+        it is a thumbnail's and none can be made."""
         told: dict[str, Any] = {
             "task_id": self.id,
             "status": self.word,
@@ -123,7 +124,7 @@ class Task:
             base, tenant = str(self.last.request.client.get("base", "")), self.last.request.tenant
             told["result"] = {
                 "original_url": base + link(f"/api/v1/image/file/{self.object_name()}", tenant),
-                "thumb_url": base + link(self.thumbnail, tenant),
+                **({"thumb_url": base + small} if (small := link(self.thumbnail, tenant)) else {}),
                 "resolution": f"{result.width}×{result.height}",
                 "format": EXTENSIONS.get(result.format, result.format),
                 "size": result.size,
@@ -233,7 +234,10 @@ class Tasks:
         return await self._engine.result(task.last.id)
 
     def link(self, path: str, tenant: str) -> str:
-        """The path of one of its tenant's images; it serves as long as the platform's own did."""
+        """The path of one of its tenant's images; it serves as long as the platform's own did. "" for a thumbnail that
+        this server has no model to make."""
+        if path.startswith("/temp/") and all(spec.name != "resize" for spec in self._engine.offered):
+            return ""
         return self._engine.link(path, tenant, LINK_SECONDS)
 
     def estimate(self, task: Task) -> int:

@@ -28,8 +28,8 @@ def picture(item: RunItem, _: bytes) -> bytes:
 @asynccontextmanager
 async def world(folder: Path, **settings: Any) -> AsyncIterator[tuple[Server, httpx.AsyncClient]]:
     """A server, and a client of it that is there until it has its answer."""
-    models = {"models_folder": TEST_MODELS, "models": ("paint", "resize")}
-    async with serve(folder, work=picture, min_free_disk=0, **models, **settings) as server:
+    models = {"models_folder": TEST_MODELS, "models": ("paint", "resize"), "min_free_disk": 0}
+    async with serve(folder, work=picture, **models | settings) as server:
         app: Any = server.client._transport.app  # type: ignore[attr-defined]
 
         async def stays(scope: Any, receive: Any, send: Any) -> None:
@@ -51,6 +51,16 @@ async def drawn(server: Server, client: httpx.AsyncClient, tenant: str = "anonym
 
 def made(server: Server) -> int:
     return sum(item.size == (128, 256) for item in server.ran)
+
+
+async def test_where_nothing_makes_thumbnails_no_address_of_one_is_told(tmp_path: Path) -> None:
+    async with world(tmp_path, models=("paint",)) as (server, client):
+        told = (await client.post("/api/v1/image/generate", json={"text": "x"})).json()["data"]
+        (job,) = await server.engine.register.keyed("anonymous", told["task_id"])
+        await server.engine.wait(job.id)
+        result = (await client.get(told["query_url"])).json()["data"]["result"]
+        assert "temp_url" not in told and "thumb_url" not in result
+        assert (await client.get(result["original_url"])).status_code == 200
 
 
 async def test_a_thumbnail_is_made_once_and_kept_beside_its_result(tmp_path: Path) -> None:
