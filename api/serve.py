@@ -123,6 +123,11 @@ def warn_if_open(settings: Settings, door: socket.socket) -> None:
         )  # fmt: skip
 
 
+def _is_news(record: logging.LogRecord) -> bool:
+    """False for uvicorn's line, as an error, that requests are ended when the grace is over: they are answered."""
+    return "timeout graceful shutdown exceeded" not in str(record.msg)
+
+
 def _give_up() -> None:
     log.error("The server could not end in good order in time; it ends now, and its workers with it")
     os._exit(1)
@@ -154,6 +159,7 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, engine: Engine) -> None:
         super().__init__(config)
         self._engine = engine
+        logging.getLogger("uvicorn.error").addFilter(_is_news)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Says where it listens, once it does; uvicorn is silent about sockets that were taken for it."""

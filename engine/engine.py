@@ -333,7 +333,7 @@ class Engine:
             return
         feed = live.event_feed()
         if self.draining and live.job.state is State.QUEUED:
-            feed.close()
+            feed.leave(time.time())
         self.watched[job_id] += 1
         try:
             async for event in feed.read(after):

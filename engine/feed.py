@@ -14,7 +14,8 @@ from typing import Any, Literal
 
 from core.job import Job, Move
 
-Kind = Literal["state", "position", "progress", "preview"]
+Kind = Literal["state", "position", "progress", "preview", "stopping"]
+LEAVING = "this server stops; the job is kept and goes on when it starts again: ask for the events again then"
 KEPT = 256  # events per living job; beyond it, all but the states are forgotten
 
 
@@ -71,6 +72,12 @@ class Feed:
         """The job has ended; readers finish after the last event."""
         self._closed = True
         self._wake()
+
+    def leave(self, at: float) -> None:
+        """The server goes away before the job ends: that is the last event."""
+        if not self._closed:
+            self.add("stopping", {"why": LEAVING}, at)
+            self.close()
 
     def _wake(self) -> None:
         self._changed.set()

@@ -9,6 +9,7 @@ stopping    workers go, results and last callbacks are written: at most `AFTER_G
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -65,7 +66,7 @@ class Shutdown:
         if not live.job.request.durable:
             self._send_away(live, draining_error())
         elif live.feed:
-            live.feed.close()
+            live.feed.leave(time.time())
 
     def end_grace(self) -> None:
         """What still runs is interrupted, and clients hear of it. A durable job runs again at the next start."""
@@ -75,7 +76,7 @@ class Shutdown:
                     "the server was stopped before this was done; send the request again", retry_after=10.0
                 ))
             elif live.feed and not live.concluding:
-                live.feed.close()
+                live.feed.leave(time.time())
 
     def hurry(self) -> None:
         """Asked twice to stop: do not wait for what runs."""
@@ -96,8 +97,8 @@ class Shutdown:
         self.end_grace()
         await engine.pool.stop(0.0 if self.hurried else self._left(WORKERS))
         storing = [live.done for live in engine.register.live.values() if live.concluding]
-        if storing:
-            await asyncio.wait(storing, timeout=self._left(STORED))
+        while not all(done.done() for done in storing) and self._left(STORED) and not self.hurried:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
         while self._followers and self._left(LAST_WORDS) and not self.hurried:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         for task in list(self._tasks):

@@ -105,9 +105,11 @@ def test_work_whose_grace_is_over_is_answered_as_documented(tmp_path):
     assert iopaint.status_code == 503 and iopaint.json()["error"] == "WorkerLost"
     assert halves == [503, 503]
     assert stream.count("event: state") == 2, "the stream ends whole: queued, running"
+    assert "event: stopping" in stream.split("\n\n")[-2], "and with a last word"
     assert GRACE <= took < GRACE + AFTER_GRACE
     told = server.log.read_text()
     assert "Traceback" not in told and "Application shutdown complete" in told, told[-3000:]
+    assert "exceeded" not in told and "error    ]" not in told, told[-3000:]
 
 
 def test_the_default_grace_and_all_after_it_end_within_25_seconds() -> None:

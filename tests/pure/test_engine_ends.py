@@ -160,6 +160,22 @@ async def test_a_second_signal_does_not_wait_for_a_disk_that_is_full(tmp_path, m
         assert (await made.wait(job.id, 10)).state is State.SUCCEEDED
 
 
+async def test_a_second_signal_is_heard_while_the_first_waits_for_a_disk_that_is_full(tmp_path, monkeypatch):
+    async with engine(tmp_path, workers=("cpu:0",)) as (made, _):
+
+        def full(*_):
+            raise errors.StorageFull("the disk is full")
+
+        monkeypatch.setattr(made._keeper.files, "put_result", full)
+        await made.submit(request(png(1)))
+        await until(lambda: made._keeper.disk_full)
+        stopping = asyncio.create_task(made.stop(grace=3600))
+        await until(lambda: made.draining and not made.flights)
+        await asyncio.sleep(0.1)
+        made.hurry()
+        await asyncio.wait_for(stopping, 30)
+
+
 async def test_shared_memory_that_a_permit_took_for_a_durable_job_is_given_back(tmp_path):
     async with engine(tmp_path) as (made, _):
         permit = made.admit(1000)
@@ -188,15 +204,16 @@ async def test_who_waits_for_a_job_that_waits_is_let_go_when_the_server_begins_t
         queued = await made.submit(request(png(2, 64, 64)))
 
         async def read(job):
-            return [event.data["state"] async for event in made.events(job.id) if event.kind == "state"]
+            return [event.data.get("state", event.kind) async for event in made.events(job.id)
+                    if event.kind in ("state", "stopping")]
 
         waiting = asyncio.create_task(made.wait(queued.id, 3600))
         streams = [asyncio.create_task(read(job)) for job in (running, queued)]
         await until(lambda: len(made.watched) == 2)
         made.drain()
         assert (await asyncio.wait_for(waiting, 10)).state is State.QUEUED
-        assert await asyncio.wait_for(streams[1], 10) == ["queued"]
-        assert await asyncio.wait_for(read(queued), 10) == ["queued"], "also one who comes later"
+        assert await asyncio.wait_for(streams[1], 10) == ["queued", "stopping"]
+        assert await asyncio.wait_for(read(queued), 10) == ["queued", "stopping"], "also one who comes later"
         pool.release()
         assert await streams[0] == ["queued", "running", "succeeded"]
         assert not made.watched
