@@ -62,8 +62,9 @@ async def test_only_a_configured_origin_gets_permission(server: Server) -> None:
     evil = {"origin": "https://evil.example"}
     assert (await server.client.get("/models", headers=good)).headers["access-control-allow-origin"] == good["origin"]
     assert "access-control-allow-origin" not in (await server.client.get("/models", headers=evil)).headers
-    asks = {"access-control-request-method": "DELETE", "access-control-request-headers": "x-api-key"}
-    assert (await server.client.options("/jobs/x", headers={**good, **asks})).status_code == 200
+    asks = {"access-control-request-method": "DELETE", "access-control-request-headers": "x-api-key,x-request-id"}
+    allowed = await server.client.options("/jobs/x", headers={**good, **asks})
+    assert allowed.status_code == 200 and "x-request-id" in allowed.headers["access-control-allow-headers"]
     answer = await server.client.options("/jobs/x", headers={**evil, **asks})
     assert "access-control-allow-origin" not in answer.headers
     refused = await server.client.post("/run/nothing", content=IMAGE, headers=good)
