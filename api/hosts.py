@@ -71,12 +71,16 @@ class Browsers:
         return host.endswith(self._suffixes) or is_address(host)
 
     def _is_ours(self, origin: str, headers: Mapping[bytes, bytes]) -> bool:
-        """Whether it is an origin of `cors_origins`, that of the public address, or that of the address asked for,
-        whatever its scheme: a proxy may speak TLS for us."""
+        """Whether it is an origin of `cors_origins`, that of the public address, or that of the address asked for. A
+        browser that says it is not is believed. Where it says nothing, our scheme is http, or what a proxy that speaks
+        TLS for us says: no page adds that header unasked."""
         if origin in self._origins or origin == self._public_origin:
             return True
         host = headers.get(b"host", b"").decode("latin-1").lower()
-        return bool(host) and origin.partition("://")[2].lower() == host
+        if not host or headers.get(b"sec-fetch-site") is not None:
+            return False
+        scheme = headers.get(b"x-forwarded-proto", b"http").decode("latin-1").lower()
+        return origin.lower() == f"{scheme}://{host}"
 
 
 def _follows_link(method: str, headers: Mapping[bytes, bytes]) -> bool:
