@@ -77,7 +77,8 @@ class Browsers:
         if origin in self._origins or origin == self._public_origin:
             return True
         host = headers.get(b"host", b"").decode("latin-1").lower()
-        if not host or headers.get(b"sec-fetch-site") is not None:
+        told = headers.get(b"sec-fetch-site") is not None and headers.get(b"sec-fetch-mode") != b"websocket"
+        if not host or told:  # of web sockets browsers have said that ws is another site than http
             return False
         scheme = headers.get(b"x-forwarded-proto", b"http").decode("latin-1").lower()
         return origin.lower() == f"{scheme}://{host}"

@@ -90,6 +90,7 @@ def test_a_page_of_our_own_has_our_scheme_too(method: str) -> None:
     assert verdict(method, **tls, sec_fetch_site="same-origin") == ""
     for site in ("cross-site", "same-site"):  # the browser knows: it is the other scheme
         assert verdict(method, **ours, sec_fetch_site=site) == "origin_not_allowed"
+        assert verdict(method, **ours, sec_fetch_site=site, sec_fetch_mode="websocket") == ""
 
 
 @pytest.mark.parametrize("origin", [
