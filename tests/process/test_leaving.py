@@ -70,3 +70,13 @@ def test_a_running_job_that_is_deleted_frees_the_worker(server, fields):
     assert server.client.delete(f"/jobs/{job}").status_code == 200
     is_free(server)
     assert server.job(job)["state"] == "cancelled"
+
+
+def test_a_worker_that_cannot_leave_what_was_deleted_is_replaced_when_another_waits(server):
+    job = server.submit(3, act="hang")
+    eventually(lambda: busy(server) and server.job(job)["state"] == "running")
+    assert server.client.delete(f"/jobs/{job}").status_code == 200
+    data = photo(4)
+    answer = server.client.post("/run/stub", content=data, headers={"content-type": "image/png"})
+    assert (pixels(answer.content) == 255 - pixels(data)).all()
+    assert "nobody wants it any more" in server.log.read_text() and server.workers()[0]["restarts"] == 1

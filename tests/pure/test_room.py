@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -77,6 +80,17 @@ def test_a_large_forward_runs_alone_and_small_ones_side_by_side() -> None:
     for thread in threads:
         thread.join()
     assert most == 1
+
+
+def test_another_process_is_waited_for_until_it_ends_however_it_does() -> None:
+    hold = "import fcntl, sys, time; file = open(sys.argv[1]); fcntl.flock(file, 2); print(flush=True); time.sleep(99)"
+    other = subprocess.Popen((sys.executable, "-c", hold, str(room.HERE)), stdout=subprocess.PIPE)
+    assert other.stdout is not None and other.stdout.readline()
+    end = threading.Timer(0.1, other.kill)
+    end.start()
+    with Forwards(lambda: Memory(24 * GIB, 24 * GIB)).turn(elements(GIB)):
+        assert other.wait(30) == -signal.SIGKILL
+    other.stdout.close()
 
 
 def test_who_waits_leaves_when_nobody_wants_it_and_lets_the_next_one_through() -> None:
