@@ -100,6 +100,7 @@ def build(settings: Settings, make_pool: PoolMaker | None = None) -> Engine:
         log.warning("other users of this host may look into the outputs folder, whose rights cannot be changed")
     files = FileStore(settings.outputs, min_free=settings.min_free_disk)
     jobs, found = open_jobs(files)
+    metrics = Metrics(version=VERSION)
     try:
         arena = Arena(settings.arena_bytes)
     except OSError as fault:
@@ -120,8 +121,8 @@ def build(settings: Settings, make_pool: PoolMaker | None = None) -> Engine:
         ),
         pool=pool,
         arena=arena,
-        keeper=Keeper(lock, jobs, files, settings.retention_age, settings.retention_bytes, found),
-        metrics=Metrics(version=VERSION),
+        keeper=Keeper(lock, jobs, files, settings.retention_age, settings.retention_bytes, found, metrics.stored),
+        metrics=metrics,
         monitor=None if make_pool else Monitor(plans),
         saved=SavedImages(files, settings.iopaint_saved) if settings.iopaint_saved else None,
         loras=StoredLoras(

@@ -25,16 +25,19 @@ LOOK_EVERY = 2.0  # seconds
 @dataclass(frozen=True, slots=True)
 class Storage:
     """`state`: new durable jobs are taken (ok), refused for want of room (full), or because it cannot be written
-    (failed); `why` is a sentence then. `free`: bytes that are left on the disk, None where it does not say."""
+    (failed); `why` is a sentence then. `free`: bytes that are left on the disk, None where it does not say; `promised`:
+    of these to results of accepted jobs. `waiting`: finished jobs that it does not take yet."""
 
     state: Literal["ok", "full", "failed"] = "ok"
     free: int | None = None
     why: str | None = None
+    promised: int = 0
+    waiting: int = 0
 
 
 def look(keeper: Keeper) -> Storage:
     """How it is now. Touches the disk."""
-    free = None
+    free, promised, waiting = None, int(keeper.promises.bytes), keeper.waiting
     try:
         if again := keeper.mend():
             log.error("SOMEBODY REMOVED FILES OF THE RUNNING SERVER from its outputs folder; they were made again",
@@ -43,13 +46,14 @@ def look(keeper: Keeper) -> Storage:
         if keeper.refused:
             keeper.files.try_write()
         keeper.check_room()
-        keeper.files.room()
+        keeper.files.room(promised)
+        keeper.files.keep_reserve()
         keeper.refused = False
     except StorageFull as fault:
-        return Storage("full", free, fault.message)
+        return Storage("full", free, fault.message, promised, waiting)
     except StorageFailed as fault:
-        return Storage("failed", free, fault.message)
-    return Storage("ok", free)
+        return Storage("failed", free, fault.message, promised, waiting)
+    return Storage("ok", free, None, promised, waiting)
 
 
 async def watch(engine: Engine, keeper: Keeper) -> None:

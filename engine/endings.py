@@ -11,7 +11,7 @@ from typing import Any
 
 import structlog
 
-from core.errors import ErrorInfo, InternalError
+from core.errors import Cancelled, ErrorInfo, InternalError
 from core.job import Result
 from core.request import Span
 from core.states import State
@@ -24,6 +24,7 @@ from workers.arena import Arena
 from workers.messages import Finished
 
 DEFECT = InternalError("the result could not be kept because of a defect of the server; its log has the details").info()
+TOO_LATE = Cancelled("nobody wanted the result any more before the server's disk had room for it").info()
 
 log = structlog.get_logger("job")
 stdlib = logging.getLogger("job")
@@ -69,16 +70,19 @@ class Endings:
             self._end(live, state, time.time(), None, error)
 
     async def _store_success(self, live: Live, result: Result, span: Span, data: memoryview) -> None:
-        name = None
+        name, failed = None, False
         try:
-            name = await self._keeper.store_result(live.job.id, result.format, data)
+            name = await self._keeper.store_result(live.job.id, result.format, data, lambda: _unwanted(live) is None)
         except Exception:
+            failed = True
             log.exception("a result cannot be kept", **live.job.facts())
         finally:
             data.release()
             self._arena.give(span)
-        if name is None:
+        if failed:
             await self._store_end(live, State.FAILED, None, DEFECT)
+        elif name is None:
+            await self._store_end(live, _unwanted(live) or State.CANCELLED, None, TOO_LATE)
         else:
             await self._store_end(live, State.SUCCEEDED, replace(result, data=name), None)
 
@@ -100,6 +104,7 @@ class Endings:
         live.concluding = True
         job = live.job
         job.result, job.error = result, error
+        self._keeper.promises.settle(job.id, result.size if result else None)
         self._register.move(live, state, at, device=job.device, why=error.message if error else None)
         live.grant.release()
         self._flights.ended(live)
@@ -108,6 +113,14 @@ class Endings:
     def _note(self, live: Live) -> None:
         self._metrics.job_ended(live.job)
         _log_end(live)
+
+
+def _unwanted(live: Live) -> State | None:
+    """How a job ends whose result cannot be stored and that nobody wants any more; None while somebody does."""
+    deadline = live.ticket.deadline
+    if deadline is not None and asyncio.get_running_loop().time() > deadline:
+        return State.EXPIRED
+    return State.CANCELLED if live.cancelled else None
 
 
 def _log_end(live: Live) -> None:

@@ -21,6 +21,7 @@ from core.errors import (
     ModelFailed,
     NoDevice,
     Overloaded,
+    StorageFailed,
     StorageFull,
     TooLarge,
     UnknownModel,
@@ -44,7 +45,7 @@ from engine.flights import Flights
 from engine.intake import Intake
 from engine.keeper import Keeper, resumed
 from engine.landing import Landing, images_into_arena
-from engine.live import Live
+from engine.live import Live, pixels
 from engine.metrics import Metrics
 from engine.permit import Permit
 from engine.register import Register
@@ -63,6 +64,7 @@ from workers.messages import Drop
 from workers.monitor import Monitor, Reading
 
 log = structlog.get_logger("engine")
+CANCELLED_WITHIN = 5.0  # seconds that a cancel waits for the disk
 
 
 class Engine:
@@ -241,7 +243,7 @@ class Engine:
                 async with self._keeper.once(request) as duplicate:
                     if duplicate is not None:
                         return self.register.current(duplicate)
-                    job = await self._keeper.accept(self._new_job(request))
+                    job = await self._keeper.accept(self._new_job(request), pixels(spec, request))
             except StorageFull:
                 self.metrics.refused("storage_full")
                 raise
@@ -312,9 +314,11 @@ class Engine:
         job = await self.job(job_id, tenant)
         live = self.register.live.get(job_id)
         if live is not None:
+            live.cancelled = True
             self.tell(Cancelled(job_id))
-            if live.concluding:
-                await asyncio.wait([live.done])
+            if live.concluding and not (await asyncio.wait([live.done], timeout=CANCELLED_WITHIN))[0]:
+                raise StorageFailed("the job does not run any more, but the server's disk does not take its end yet; "
+                                    "ask for the job later", retry_after=CANCELLED_WITHIN)
         return job
 
     async def result(self, job_id: str, tenant: str | None = None) -> ResultBody:
@@ -408,6 +412,7 @@ class Engine:
             self.register.add(live)
             self._endings.without_result(live, State.FAILED, fault.info())
             return
+        self._keeper.promises.add(job, pixels(spec, job.request))
         self._admit_live(job, spec, grant, front=front)
 
     # --- the scheduler decides, this performs -----------------------------------------------------------------------

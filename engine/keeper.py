@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import orjson
 import structlog
@@ -23,6 +24,7 @@ from core.errors import IdempotencyInFlight, IdempotencyMismatch, ImagePoolError
 from core.job import Job
 from core.request import ImagePart, ImageRequest, Span
 from core.states import State
+from engine.promises import Promises
 from store import codec
 from store.faults import damaged
 from store.files import FileStore
@@ -33,6 +35,7 @@ from store.recovery import Found, recover
 from store.retention import expired
 
 log = structlog.get_logger("keeper")
+Done = TypeVar("Done")
 RETRY = 1.0  # seconds between two tries to store the end of a job on a disk that is full
 
 
@@ -49,17 +52,20 @@ def fingerprint(request: ImageRequest) -> str:
 
 
 class Keeper:
-    """`found` is what was seen when the database was opened."""
+    """`found` is what was seen when the database was opened; `timed(what, seconds)` is told what the disk takes."""
 
     def __init__(
-        self, lock: FolderLock, jobs: JobStore, files: FileStore, max_age: float, max_bytes: int, found: Found
+        self, lock: FolderLock, jobs: JobStore, files: FileStore, max_age: float, max_bytes: int, found: Found,
+        timed: Callable[[str, float], None] = lambda what, seconds: None,
     ) -> None:
         self.jobs, self.files = jobs, files
         self._lock, self._found = lock, found
         self._max_age, self._max_bytes = max_age, max_bytes
         self._accepting: set[tuple[str, str]] = set()
-        self.disk_full = False  # a finished job waits for the disk
-        self.refused = False    # the disk refused something since it was last seen to take something
+        self._timed = timed
+        self.promises = Promises()
+        self.waiting = 0      # finished jobs that wait for the disk
+        self.refused = False  # the disk refused something since it was last seen to take something
 
     @asynccontextmanager
     async def once(self, request: ImageRequest) -> AsyncIterator[Job | None]:
@@ -90,19 +96,23 @@ class Keeper:
             )
         return await asyncio.to_thread(self.jobs.load, found[0])
 
-    async def accept(self, job: Job) -> Job:
-        """Write the inputs and the record of a new job. On return all of it is on disk. Raises StorageFull/Failed and
-        leaves nothing behind."""
+    async def accept(self, job: Job, pixels: int) -> Job:
+        """Write the inputs and the record of a new job, whose result will have so many pixels. On return all of it is
+        on disk, and there is room for the result. Raises StorageFull/Failed and leaves nothing behind."""
+        began = time.monotonic()
+        self.promises.add(job, pixels)
         try:
             print_ = await asyncio.to_thread(fingerprint, job.request) if job.request.idempotency_key else None
             await asyncio.to_thread(self._put_inputs, job, print_)
             await asyncio.wrap_future(self.jobs.insert(job, print_))
         except BaseException as fault:
             self.refused |= isinstance(fault, StorageFull | StorageFailed)
+            self.promises.settle(job.id)
             await asyncio.to_thread(self.files.delete, job.id)
             raise
         with suppress(StorageFull, StorageFailed):  # it is in the database, and so it counts
             await asyncio.to_thread(self.files.tell, job.id)
+        self._timed("accept", time.monotonic() - began)
         return job
 
     def _put_inputs(self, job: Job, print_: str | None) -> None:
@@ -115,40 +125,70 @@ class Keeper:
             return codec.record(job, print_)
 
         images = [(part.role, part.header.format, _bytes(part)) for part in request.images]
-        self.files.room(sum(image.size for image in request.images))
+        self.files.room(sum(image.size for image in request.images) + int(self.promises.bytes))
         self.files.put_inputs(job.id, images, record)
 
-    async def store_result(self, job_id: str, format: str, data: bytes | memoryview) -> str:
-        """Write a result; its name. A full disk is waited out: an accepted job is not lost for want of room."""
-        name: str = await self._insist(lambda: asyncio.to_thread(self.files.put_result, job_id, format, data))
+    async def store_result(
+        self, job_id: str, format: str, data: bytes | memoryview, wanted: Callable[[], bool] = lambda: True
+    ) -> str | None:
+        """Write a result; its name. A full disk is waited out, for an accepted job is not lost for want of room, unless
+        the result is not `wanted` any more: then None."""
+        began = time.monotonic()
+        name: str | None = await self._insist(
+            lambda: asyncio.to_thread(self.files.put_result, job_id, format, data), wanted
+        )
+        self._timed("result", time.monotonic() - began)
         return name
 
     async def save(self, job: Job) -> None:
-        """Write the job's end; also waits out a full disk."""
-        await self._insist(lambda: asyncio.wrap_future(self.jobs.save(job)))
+        """Write the job's end; also waits out a full disk. An end without a result makes room there."""
+        began = time.monotonic()
+        await self._insist(lambda: self._save(job))
+        self._timed("end", time.monotonic() - began)
         if job.state.ended:
             try:
                 await asyncio.to_thread(self.files.delete_inputs, job.id)
             except (StorageFull, StorageFailed) as fault:  # the end is stored, and so it counts; a sweep takes the rest
                 log.warning("the inputs of an ended job cannot be removed now", **job.facts(), why=fault.message)
 
-    async def _insist(self, write: Callable[[], Any]) -> Any:
-        while True:
-            try:
-                done = await write()
-                self.disk_full = False
-                return done
-            except (StorageFull, StorageFailed) as fault:
-                if not self.disk_full:
-                    log.error("a finished job cannot be stored; trying again until it can", why=fault.message)
-                self.disk_full = self.refused = True
-                await asyncio.sleep(RETRY)
+    async def _save(self, job: Job) -> None:
+        try:
+            await self._with_reserve(lambda: asyncio.wrap_future(self.jobs.save(job)))
+        except StorageFull:
+            if job.state.ended and job.result is None:  # whatever comes, it shall not run any more
+                await asyncio.to_thread(self.files.delete_inputs, job.id)
+            raise
+
+    async def _with_reserve(self, write: Callable[[], Awaitable[Done]]) -> Done:
+        """What frees room in the end may take the reserve."""
+        try:
+            return await write()
+        except StorageFull:
+            await asyncio.to_thread(self.files.spend_reserve)
+            return await write()
+
+    async def _insist(self, write: Callable[[], Awaitable[Done]], wanted: Callable[[], bool] = lambda: True,
+                      ) -> Done | None:
+        waits = False
+        try:
+            while wanted():
+                try:
+                    return await write()
+                except (StorageFull, StorageFailed) as fault:
+                    if not self.waiting:
+                        log.error("a finished job cannot be stored; trying again until it can", why=fault.message)
+                    self.waiting += not waits
+                    waits = self.refused = True
+                    await asyncio.sleep(RETRY)
+            return None
+        finally:
+            self.waiting -= waits
 
     def check_room(self) -> None:
         """Raise `StorageFull` when a new durable job has no place, `StorageFailed` when it could not be found again."""
         if self.jobs.damaged:
             raise damaged()
-        if self.disk_full:
+        if self.waiting:
             raise StorageFull("the disk is full; no new job is taken until finished ones could be stored",
                               retry_after=5.0)
 
@@ -182,8 +222,8 @@ class Keeper:
                 await asyncio.to_thread(self.files.orphans.delete, name)
             else:
                 await asyncio.to_thread(self.files.delete_inputs, name)  # else its record would look like a lost job's
-        if ids:
-            await asyncio.wrap_future(self.jobs.delete(ids))  # first: a file without a record is moved, not missed
+        if ids:  # their rows first: a file without one is moved, not missed
+            await self._with_reserve(lambda: asyncio.wrap_future(self.jobs.delete(ids)))
             for id_ in ids:
                 await asyncio.to_thread(self.files.delete, id_)
             log.info("old jobs removed", count=len(ids))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from core.job import Job
 from core.model import ModelSpec
-from core.request import Span
+from core.request import ImageRequest, Span
 from core.ticket import Ticket
 from engine.feed import Feed
 from scheduler.admission import Grant
@@ -33,6 +33,7 @@ class Live:
     flights: int = 0
     batch_size: int = 0
     concluding: bool = False
+    cancelled: bool = False  # somebody asked for that
     feed: Feed | None = None
     result: Span | None = None  # of an ephemeral job, until its waiter has it
     heard: Callable[[float], None] | None = None  # its waiter, of progress
@@ -55,6 +56,14 @@ def output_size(live: Live) -> int:
     samples = height * width * 4
     kept = MAX_METADATA if request.output.keep_metadata else 0
     return samples + samples // 50 + min(image.size if image else 0, MAX_ICC) + kept + OUTPUT_SLACK
+
+
+def pixels(spec: ModelSpec, request: ImageRequest) -> int:
+    """How many the result of a request has, as far as is known before it runs."""
+    if spec.raw and request.image:
+        return request.image.header.pixels
+    height, width = spec.canvas(request.frame, request.params)
+    return height * width
 
 
 def timings(parts: Mapping[str, float]) -> dict[str, float]:

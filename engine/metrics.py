@@ -75,6 +75,9 @@ class Metrics:
             stage: self._histogram(f"job_{stage}_seconds", f"Seconds of a job {what}.", SECONDS, "model", "resolution")
             for stage, what in STAGES.items()
         }
+        self._store_seconds = self._histogram(
+            "store_seconds", "Seconds until the disk had it: a new job, a result, an end.", SECONDS, "what"
+        )
         self._by_job: dict[tuple[str, str], _Stages] = {}
         self._created = Counts(self.registry, "imagen_jobs_created", "Jobs accepted, by imagen's names.", "job_type")
         self.http_in_progress = 0
@@ -117,6 +120,10 @@ class Metrics:
     def refused(self, reason: str) -> None:
         """A request was not admitted; `reason` is the error's code, or of which budget it had too much."""
         self._refusals.add((reason,))
+
+    def stored(self, what: str, seconds: float) -> None:
+        """The disk has taken something of a durable job; `what`: accept, result or end."""
+        self._store_seconds[(what,)].observe(seconds)
 
     def http(self, method: str, route: str, status: int, seconds: float, *, received: int = 0, sent: int = 0) -> None:
         """A request was answered. `route` is the template (`/jobs/{id}`), never the path; bytes are of the bodies."""
@@ -165,6 +172,8 @@ class _Snapshot(Collector):
         yield _gauge("ready", "1 when a device can serve.", bool(self.latest.get("ready")))
         storage = self.latest.get("storage", {})
         yield _gauge("disk_free_bytes", "Bytes left on the disk of the outputs folder.", storage.get("free_bytes"))
+        yield _gauge("disk_promised_bytes", "Room kept for results of accepted jobs.", storage.get("promised_bytes"))
+        yield _gauge("results_waiting", "Finished jobs that the disk does not take yet.", storage.get("waiting"))
         yield _gauge("storage_full", "1 when the disk lets no new durable job be taken.", storage.get("state") != "ok")
 
     def describe(self) -> list[Metric]:

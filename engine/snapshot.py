@@ -33,6 +33,8 @@ def take(engine: Engine) -> dict[str, Any]:
             "reason": engine.storage.why,
             "free_bytes": engine.storage.free,
             "min_free_bytes": engine.settings.min_free_disk,
+            "promised_bytes": engine.storage.promised,
+            "waiting": engine.storage.waiting,
         },
         "workers": workers,
         "queue": {

@@ -26,6 +26,7 @@ from store.names import (
     JOB_ID,
     ORPHANS,
     RECORD,
+    RESERVE,
     RESULT,
     TEMPORARY,
     UNTOLD,
@@ -36,6 +37,8 @@ from store.names import (
     thumbnail_name,
 )
 from store.orphans import Orphans
+
+RESERVED = 1 << 20  # bytes: a few hundred ends of jobs
 
 
 class FileStore:
@@ -205,6 +208,21 @@ class FileStore:
             file.write(bytes(4096))
             file.flush()
             os.fsync(file.fileno())
+
+    def keep_reserve(self) -> None:
+        """Have a file that takes room only to give it back (`spend_reserve`), so that on a full disk the database still
+        takes what frees room: ends of jobs, and retention. It is no part of what is left alone."""
+        size, place = min(RESERVED, self.min_free), self.root / RESERVE
+        if size and not place.exists() and self.free() >= self.min_free + size:
+            temporary = self.temporary()
+            with disk_faults():
+                _write(temporary, bytes(size), flush=True)
+                temporary.replace(place)
+
+    def spend_reserve(self) -> None:
+        """Give the reserve's room back to the disk."""
+        with disk_faults():
+            (self.root / RESERVE).unlink(missing_ok=True)
 
     def room(self, extra: int = 0) -> None:
         """Raise `StorageFull` when `extra` more bytes would take the disk's reserve or exceed the bound."""

@@ -11,6 +11,7 @@ DATABASE = "jobs.sqlite"
 INPUTS = "inputs"
 TEMPORARY = "tmp"
 ORPHANS = "orphans"
+RESERVE = ".reserve"
 RECORD = "record.json"
 UNTOLD = "record.new"  # a record whose job nobody has been told of yet
 EXTENSIONS = {"png": "png", "jpeg": "jpg", "webp": "webp", "avif": "avif"}

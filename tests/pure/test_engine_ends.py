@@ -151,7 +151,7 @@ async def test_a_second_signal_does_not_wait_for_a_disk_that_is_full(tmp_path, m
 
         monkeypatch.setattr(made._keeper.files, "put_result", full)
         job = await made.submit(request(png(1)))
-        await until(lambda: made._keeper.disk_full)
+        await until(lambda: made._keeper.waiting)
         made.drain()
         made.hurry()
         await asyncio.wait_for(made.stop(grace=3600), 30)

@@ -102,13 +102,13 @@ async def test_a_flush_that_fails_refuses_new_jobs_and_holds_ended_ones_until_it
         pool.release()
         tries = 0
         await until(lambda: tries > 3)
-        assert job.state is State.RUNNING and made._keeper.disk_full
+        assert job.state is State.RUNNING and made._keeper.waiting
         assert (await made.run(request(png(3), durable=False)))[1].data == png(3), "what stores nothing goes on"
         broken = False
         assert (await made.wait(job.id, 10)).state is SUCCESS
         assert (await made.result(job.id)).data.read_bytes() == png(1)
         assert (await made.wait((await made.submit(request(png(4)))).id, 10)).state is SUCCESS
-        assert not made._keeper.disk_full
+        assert not made._keeper.waiting
 
 
 async def test_a_job_that_cannot_be_written_down_leaves_neither_files_nor_a_place_in_the_queue(tmp_path, monkeypatch):
@@ -134,7 +134,7 @@ async def test_of_two_equal_requests_at_once_the_second_is_refused_before_it_wri
     async with engine(tmp_path) as (made, _):
         written, real = [], made._keeper.files.put_inputs
         monkeypatch.setattr(
-            made._keeper.files, "put_inputs", lambda id_, parts: written.append(id_) or real(id_, parts)
+            made._keeper.files, "put_inputs", lambda id_, *more: written.append(id_) or real(id_, *more)
         )
         keyed = replace(request(png(1)), idempotency_key="k")
         outcomes = await asyncio.gather(*(made.submit(keyed) for _ in range(5)), return_exceptions=True)
@@ -204,7 +204,7 @@ async def test_a_worker_that_is_lost_while_its_result_is_being_stored_changes_no
         place = batch.items[0].output
         made.arena.room(place)[: len(png(1))] = png(1)
         pool.say("cpu:0", ItemsDone(batch.batch, (Finished(job.id, len(png(1)), "png", 16, 12),)))
-        await until(lambda: made._keeper.disk_full)
+        await until(lambda: made._keeper.waiting)
         pool.crash("cpu:0")
         pool.release()
         others = [await made.run(request(png(seed), durable=False)) for seed in range(20, 40)]
