@@ -10,7 +10,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Protocol
 
@@ -280,7 +280,7 @@ class Door:
         began = time.perf_counter()
         headers = dict(scope["headers"])
         scope["request_id"] = name = request_id(headers.get(b"x-request-id") or headers.get(b"x-correlation-id"))
-        scope["trace"] = trace = Trace(name)
+        scope["trace"] = trace = Trace(name, _caller(scope, headers))
         CURRENT.set(trace)
         extra: list[Header] = [(b"x-request-id", name.encode()), NO_SNIFF]
         status = sent = 0
@@ -422,3 +422,10 @@ def content_length(headers: dict[bytes, bytes]) -> int | None:
         raise BadRequest("the Content-Length header is not a number")
     return int(text)
 
+
+
+def _caller(scope: Scope, headers: Mapping[bytes, bytes]) -> str:
+    """By what a request is recognised that was refused and comes back: where from, to where, how long, which key."""
+    address = (scope.get("client") or ("",))[0]
+    told = (headers.get(name, b"")[:128].decode("latin-1") for name in (b"content-length", b"idempotency-key"))
+    return " ".join((address, scope["path"][:128], *told))

@@ -9,12 +9,13 @@ from contextvars import ContextVar
 
 
 class Trace:
-    """One request: its id, and the ids of the jobs that were made for it."""
+    """One request: its id, and the ids of the jobs that were made for it. `caller` is what it has in common with itself
+    when it comes back after it was refused, and, as far as can be seen, with no other."""
 
-    __slots__ = ("jobs", "request")
+    __slots__ = ("caller", "jobs", "request")
 
-    def __init__(self, request: str) -> None:
-        self.request = request
+    def __init__(self, request: str, caller: str = "") -> None:
+        self.request, self.caller = request, caller
         self.jobs: list[str] = []
 
 

@@ -185,7 +185,7 @@ class Engine:
         as `admit`."""
         self._check_serving()
         try:
-            self.admission.ask(size, tenant=tenant)
+            self.admission.ask(size, tenant=tenant, caller=_caller())
         except Overloaded:
             self.metrics.refused("overloaded")
             raise
@@ -199,7 +199,7 @@ class Engine:
         Raises Overloaded, Draining or NoDevice, and then holds nothing."""
         self._check_serving()
         try:
-            grant = self.admission.admit(size, jobs=jobs, tenant=tenant)
+            grant = self.admission.admit(size, jobs=jobs, tenant=tenant, caller=_caller())
         except Overloaded:
             self.metrics.refused("overloaded")
             raise
@@ -490,3 +490,8 @@ class Engine:
         self._followers.discard(task)
         if not task.cancelled() and (fault := task.exception()):
             log.error("a background task failed", exc_info=fault)
+
+
+def _caller() -> str:
+    trace = CURRENT.get()
+    return trace.caller if trace else ""

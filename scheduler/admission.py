@@ -1,7 +1,8 @@
 """Who may come in: a bounded number of jobs and of bytes, and for each tenant a bounded part of them.
 
 `admit` hands out a `Grant` or raises `Overloaded` with the time after which there is probably room, from how fast jobs
-have been leaving lately. The clock is the caller's; without one the estimate is a constant.
+have been leaving lately and how many others were told to come back before. Until then a place is kept for who was
+refused. The clock is the caller's; without one the estimate is a constant, and no place is kept.
 """
 
 from __future__ import annotations
@@ -11,10 +12,15 @@ from collections import Counter
 from collections.abc import Callable
 
 from core.errors import Overloaded, TooLarge
+from scheduler.places import Places
 
 MEMORY = 10.0  # seconds over which the rate of leaving is averaged
 SOONEST, LATEST = 1.0, 60.0  # seconds that a client is told to stay away
 UNKNOWN = 5.0  # the same, when nothing has left lately
+SLACK = 1.1  # jobs leave in batches, and faster or slower than lately
+SOON = 2.0  # seconds: newcomers leave room for those who are told to come until then
+PART = 0.5  # of the queue, at most, is kept free for them
+MOST = 10_000  # places that are kept
 
 
 class Grant:
@@ -73,22 +79,26 @@ class Admission:
         self._jobs_of: Counter[str] = Counter()
         self._bytes_of: Counter[str] = Counter()
         self._left_jobs, self._left_bytes = Rate(), Rate()
+        self.places = Places()
 
-    def admit(self, size: int, *, jobs: int = 1, tenant: str = "anonymous") -> Grant:
-        """Room for `jobs` jobs of `size` bytes in all. Raises as `ask`; nothing has changed then."""
-        self.ask(size, jobs=jobs, tenant=tenant)
+    def admit(self, size: int, *, jobs: int = 1, tenant: str = "anonymous", caller: str = "") -> Grant:
+        """Room for `jobs` jobs of `size` bytes in all. Raises as `ask`."""
+        self.ask(size, jobs=jobs, tenant=tenant, caller=caller)
+        if self._clock is not None:
+            self.places.take(f"{tenant} {caller}", self._clock())
         return self.force(size, jobs=jobs, tenant=tenant)
 
-    def ask(self, size: int, *, jobs: int = 1, tenant: str = "anonymous") -> None:
-        """Raise `TooLarge` when so much would not fit an empty queue either, `Overloaded` when it does not fit now."""
+    def ask(self, size: int, *, jobs: int = 1, tenant: str = "anonymous", caller: str = "") -> None:
+        """Raise `TooLarge` when so much would not fit an empty queue either, `Overloaded` when it does not fit now.
+        Then a place is kept for the `caller`, a text that is the same when it comes back."""
         if jobs < 1 or size < 0:
             raise ValueError(f"room for {jobs} jobs of {size} bytes makes no sense")
         if jobs > self.max_jobs or size > self.max_bytes:
             raise TooLarge(f"{jobs} jobs of {size} bytes are more than this server ever queues "
                            f"({self.max_jobs} jobs, {self.max_bytes} bytes); send less at once")
         over_jobs, over_bytes = self.jobs + jobs - self.max_jobs, self.bytes + size - self.max_bytes
-        if over_jobs > 0 or over_bytes > 0:
-            raise self._overloaded("the queue is full", over_jobs, over_bytes, 1.0)
+        if over_jobs + self._kept_from(f"{tenant} {caller}") > 0 or over_bytes > 0:
+            raise self._come_back(f"{tenant} {caller}", over_jobs, over_bytes)
         held_jobs, held_bytes = self._jobs_of.get(tenant, 0), self._bytes_of.get(tenant, 0)
         over_jobs = held_jobs + jobs - max(1, int(self._share * self.max_jobs))
         over_bytes = held_bytes + size - int(self._share * self.max_bytes)
@@ -116,10 +126,27 @@ class Admission:
             self._left_jobs.add(grant.jobs, now)
             self._left_bytes.add(grant.size, now)
 
+    def _kept_from(self, caller: str) -> int:
+        """How much of the free room is kept for others."""
+        if self._clock is None or self.places.has(caller, now := self._clock()):
+            return 0
+        return min(self.places.due(now + SOON), math.ceil(PART * self.max_jobs))
+
+    def _come_back(self, caller: str, over_jobs: int, over_bytes: int) -> Overloaded:
+        """Behind all who were told so before."""
+        wait = max(self._wait(over_jobs + len(self.places), self._left_jobs, 1.0),
+                   self._wait(over_bytes, self._left_bytes, 1.0))
+        if self._clock is None:
+            return _overloaded("the queue is full", wait)
+        wait = math.ceil(wait * SLACK + SOONEST)  # whole seconds, as most clients read them
+        if wait < LATEST and len(self.places) < MOST and self.places.of(caller) < self.max_jobs:
+            self.places.keep(caller, self._clock() + wait)
+        return _overloaded("the queue is full", min(wait, LATEST))
+
     def _overloaded(self, what: str, over_jobs: int, over_bytes: int, part: float) -> Overloaded:
         """`part`: how much of what leaves makes the room that is missing."""
         wait = max(self._wait(over_jobs, self._left_jobs, part), self._wait(over_bytes, self._left_bytes, part))
-        return Overloaded(f"{what}; try again in about {wait:.0f} s", retry_after=wait)
+        return _overloaded(what, wait)
 
     def _wait(self, over: int, left: Rate, part: float) -> float:
         if over <= 0:
@@ -134,3 +161,7 @@ class Admission:
 
     def __repr__(self) -> str:
         return f"<Admission {self.jobs}/{self.max_jobs} jobs, {self.bytes}/{self.max_bytes} bytes>"
+
+
+def _overloaded(what: str, wait: float) -> Overloaded:
+    return Overloaded(f"{what}; try again in about {wait:.0f} s", retry_after=wait)
