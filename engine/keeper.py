@@ -11,6 +11,7 @@ import hashlib
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import Future
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -103,30 +104,38 @@ class Keeper:
         self.promises.add(job, pixels)
         try:
             print_ = await asyncio.to_thread(fingerprint, job.request) if job.request.idempotency_key else None
-            await asyncio.to_thread(self._put_inputs, job, print_)
-            await asyncio.wrap_future(self.jobs.insert(job, print_))
+            row = await asyncio.to_thread(self._put_inputs, job, print_)
+            stored = self.jobs.insert_row(row)
+            stored.add_done_callback(lambda done: self._tell(job.id, done))  # by the writer, before anybody hears of it
+            await asyncio.wrap_future(stored)
         except BaseException as fault:
             self.refused |= isinstance(fault, StorageFull | StorageFailed)
             self.promises.settle(job.id)
             await asyncio.to_thread(self.files.delete, job.id)
             raise
-        with suppress(StorageFull, StorageFailed):  # it is in the database, and so it counts
-            await asyncio.to_thread(self.files.tell, job.id)
         self._timed("accept", time.monotonic() - began)
         return job
 
-    def _put_inputs(self, job: Job, print_: str | None) -> None:
-        """Afterwards the job's request names the files."""
+    def _tell(self, job_id: str, stored: Future[None]) -> None:
+        if stored.exception() is None:
+            with suppress(StorageFull, StorageFailed):  # it is in the database, and so it counts
+                self.files.tell(job_id)
+
+    def _put_inputs(self, job: Job, print_: str | None) -> codec.Row:
+        """The job's row. Afterwards its request names the files."""
         request = job.request
+        row: codec.Row = {}
 
         def record(names: list[str]) -> bytes:
             parts = tuple(replace(part, data=name) for part, name in zip(request.images, names, strict=True))
             job.request = replace(request, images=parts)
-            return codec.record(job, print_)
+            row.update(codec.encode(job, print_))
+            return orjson.dumps(row)
 
         images = [(part.role, part.header.format, _bytes(part)) for part in request.images]
         self.files.room(sum(image.size for image in request.images) + int(self.promises.bytes))
         self.files.put_inputs(job.id, images, record)
+        return row
 
     async def store_result(
         self, job_id: str, format: str, data: bytes | memoryview, wanted: Callable[[], bool] = lambda: True

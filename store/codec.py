@@ -35,11 +35,6 @@ def encode(job: Job, fingerprint: str | None = None) -> Row:
     }
 
 
-def record(job: Job, fingerprint: str | None = None) -> bytes:
-    """The whole row as a file. Raises as `encode`."""
-    return json.dumps(encode(job, fingerprint)).encode()
-
-
 def encode_life(job: Job) -> Row:
     """The columns that change while a job lives, and its id. `version` grows with every move, so that an older state
     can be told from a newer one. `bytes` is what its files take: the inputs while it lives, the result thereafter."""

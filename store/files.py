@@ -99,19 +99,27 @@ class FileStore:
         one, because the folder is flushed once. `record(names)` is what is kept beside them in case the database is
         lost; it is not flushed, for then two things have to go wrong."""
         files = {input_name(job_id, n, role, format): data for n, (role, format, data) in enumerate(parts)}
-        names = list(files)
-        if record is not None:
-            files[f"{INPUTS}/{check_id(job_id)}/{UNTOLD}"] = record(names)
         if files:
             self._put(files)
-        return names
+        if record is not None:
+            self._put_record(job_id, record(list(files)))
+        return list(files)
+
+    def _put_record(self, job_id: str, record: bytes) -> None:
+        """Neither flushed nor made whole elsewhere: it counts from `tell` on."""
+        folder = self._inputs / check_id(job_id)
+        with disk_faults():
+            make_folder(folder)
+            _write(folder / UNTOLD, record, flush=False)
+        with self._lock:
+            self._used += len(record)
 
     def tell(self, job_id: str) -> None:
         """The job is in the database, and its acceptance may be told: should its row be missing later, the database has
         lost it."""
         folder = self._inputs / check_id(job_id)
         with disk_faults():
-            (folder / UNTOLD).replace(folder / RECORD)
+            os.replace(folder / UNTOLD, folder / RECORD)  # noqa: PTH105  (for each job)
 
     def delete(self, job_id: str) -> None:
         """Remove all files of a job. What is not there is fine."""
@@ -127,9 +135,8 @@ class FileStore:
         check_id(job_id)
         folder = self._inputs / job_id
         with disk_faults():
-            self._remove(folder / RECORD)  # first: what remains then is no job that was lost
-            for file in _files_of(folder):
-                self._remove(file)
+            for file in sorted(_files_of(folder), key=lambda file: file.name != RECORD):
+                self._remove(file)  # the record first: what remains then is no job that was lost
             with suppress(FileNotFoundError):
                 folder.rmdir()
 
@@ -216,7 +223,7 @@ class FileStore:
         if size and not place.exists() and self.free() >= self.min_free + size:
             temporary = self.temporary()
             with disk_faults():
-                _write(temporary, bytes(size), flush=True)
+                _write(temporary, bytes(size))
                 temporary.replace(place)
 
     def spend_reserve(self) -> None:
@@ -245,9 +252,9 @@ class FileStore:
         new = False
         try:
             with disk_faults():
-                for name, data in files.items():
+                for data in files.values():
                     temporaries.append(self.temporary())
-                    _write(temporaries[-1], data, flush=not name.endswith(UNTOLD))
+                    _write(temporaries[-1], data)
                 new = folder != self.root and make_folder(folder)
                 for temporary, place in zip(temporaries, places, strict=True):
                     if self._rename(temporary, place):
@@ -315,7 +322,7 @@ def _free(folder: Path) -> int:
     return disk.f_bavail * disk.f_frsize
 
 
-def _write(file: Path, data: Data, flush: bool) -> None:
+def _write(file: Path, data: Data, flush: bool = True) -> None:
     fd = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, FILE_MODE)
     try:
         rest = memoryview(data).cast("B")

@@ -94,8 +94,8 @@ class JobStore:
         check_id(job.id)
         return self._writer.submit(Write("insert", [codec.encode(job, fingerprint)]))
 
-    def restore(self, row: Row) -> Future[None]:
-        """Remember a job again, as `codec.encode` once gave it. Raises as `insert`, by its future."""
+    def insert_row(self, row: Row) -> Future[None]:
+        """The same for a row, as `codec.encode` gave it."""
         return self._writer.submit(Write("insert", [row]))
 
     def save(self, job: Job) -> Future[None]:

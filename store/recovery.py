@@ -74,7 +74,7 @@ def open_jobs(files: FileStore) -> tuple[JobStore, Found]:
     found = Found(damage)
     old = files.orphans.take_database(database)
     store = JobStore(database)
-    for written in [store.restore(row) for row in _readable(old)]:
+    for written in [store.insert_row(row) for row in _readable(old)]:
         written.result(WAIT)
         found.rows += 1
     return store, found
@@ -86,7 +86,7 @@ def recover(store: JobStore, files: FileStore, found: Found) -> Found:
     lost = [row for id_, record in files.records() if id_ not in known and (row := _row(id_, record))]
     for row in sorted(lost, key=lambda row: (row["created_at"], row["number"])):
         with suppress(ImagePoolError):  # another job has its key by now: its files go to the orphans
-            store.restore(row).result(WAIT)
+            store.insert_row(row).result(WAIT)
             found.rebuilt += 1
     kept = store.kept()
     waiting = {id_ for id_, ended_at, _ in kept if ended_at is None}

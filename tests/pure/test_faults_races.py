@@ -121,7 +121,7 @@ async def test_a_job_that_cannot_be_written_down_leaves_neither_files_nor_a_plac
 
         keyed = replace(request(png(1)), idempotency_key="k")
         with monkeypatch.context() as patch:
-            patch.setattr(made._keeper.jobs, "insert", insert)
+            patch.setattr(made._keeper.jobs, "insert_row", insert)
             with pytest.raises(errors.StorageFailed):
                 await made.submit(keyed)
         assert not any((tmp_path / "inputs").iterdir()) and made._keeper.files.usage() == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import shutil
 import sqlite3
@@ -32,7 +33,7 @@ def png() -> bytes:
 def accept(store: JobStore, files: FileStore, told: bool = True, inserted: bool = True, **request: object) -> Job:
     """A job as the keeper accepts it, as far as that has come."""
     job = a_job(**request)
-    files.put_inputs(job.id, [("image", "png", b"image")], lambda _: codec.record(job, "print"))
+    files.put_inputs(job.id, [("image", "png", b"image")], lambda _: json.dumps(codec.encode(job, "print")).encode())
     if inserted:
         put(store, job, "print")
     if told:
