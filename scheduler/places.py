@@ -35,7 +35,7 @@ class Places:
         """Whether the caller's time has come."""
         self._forget(now)
         own = self._of.get(caller)
-        return bool(own) and own[0] <= now + EARLY
+        return bool(own and own[0] <= now + EARLY)
 
     def take(self, caller: str, now: float) -> None:
         """The caller's place is used, if it has one."""
