@@ -119,14 +119,15 @@ class WorkerReady:
 class WorkerLost:
     """That incarnation is dead (and reaped). Everything it held goes back to the front of its queue.
 
-    `blame`: "running" when what ran may be the cause (the deaths of its jobs are counted), "outside" when somebody
-    else may have killed it as well (SIGKILL: a job that runs alone then gets a second chance), "none" when it was
-    stopped on purpose."""
+    `blame`: "running" when what ran is the cause (the deaths of its jobs are counted), "memory" when the kernel killed
+    it for memory that others may have taken as well (a job that runs alone then gets a second chance), "outside" when
+    somebody else killed or stopped it (nobody is blamed, unless it is the same job again and again), "none" when it
+    was stopped on purpose."""
 
     worker: str
     incarnation: int
     cause: str
-    blame: Literal["running", "outside", "none"] = "running"
+    blame: Literal["running", "memory", "outside", "none"] = "running"
 
 
 @dataclass(frozen=True, slots=True)

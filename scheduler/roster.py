@@ -179,6 +179,11 @@ class Roster:
         _list(self._running, worker, bool(busy or seated) and not worker.hung)
 
     @property
+    def living(self) -> int:
+        """How many have a process that takes batches."""
+        return sum(worker.alive for worker in self.workers.values())
+
+    @property
     def idle(self) -> int:
         """How many could start a batch at once."""
         return len(self._ring)

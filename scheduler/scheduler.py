@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from core.errors import ImagePoolError
 from core.request import Priority
@@ -24,10 +24,10 @@ from scheduler.commands import Command, Dispatch, Finish, Requeue, Restart, Revo
 from scheduler.config import SchedulerConfig
 from scheduler.pace import learn
 from scheduler.roster import Roster, Worker
+from scheduler.suspects import Blame, Suspects
 from scheduler.work import Batch, Job
 
 CROWDED = 0.05  # of a device's memory: with less of it free, others do not leave us enough
-Blame = Literal["running", "outside", "none"]
 FRONT = 1 << 40  # a job that goes to the front is numbered before all that arrive
 
 
@@ -40,7 +40,7 @@ class Scheduler:
         self.stepped = Backlog(self.config.shares, self.config.kept_groups)  # what waits for a seat
         self.roster = Roster(self.config)
         self.jobs: dict[str, Job] = {}
-        self.suspects: dict[Job, None] = {}
+        self.suspects = Suspects()
         self.draining = False
         self.now = 0.0
         self._ended: OrderedDict[str, Job] = OrderedDict()
@@ -93,19 +93,23 @@ class Scheduler:
         return None if soonest == math.inf else soonest
 
     def _fill(self) -> None:
-        """Hand out what can be handed out: suspects first, each alone; then seats; then batches."""
+        """Hand out what can be handed out: a suspect, alone and beside the rest; then seats; then batches."""
         self._wake = None
         if self.draining:
             return
-        while self.suspects and (worker := self.roster.next_empty()) is not None:
+        while self.suspect_may_go() and (worker := self.roster.next_empty()) is not None:
             suspect = next(iter(self.suspects))
             del self.suspects[suspect]
             self._dispatch(worker, self._known(suspect.ticket.group), [suspect], alone=True)
-        self.roster.keep_free(bool(self.suspects))
+        self.roster.keep_free(self.suspect_may_go())
         if self.stepped.count:
             self._fill_seats()
         if self.backlog.count:
             self._fill_slots()
+
+    def suspect_may_go(self) -> bool:
+        """A suspect waits, and it is its turn."""
+        return self.suspects.may_go(self.roster, others=bool(self.backlog.count or self.stepped.count))
 
     def _fill_seats(self) -> None:
         """Whoever's turn it is, as long as a seat is free; then urgent jobs, which have some more."""
@@ -148,6 +152,7 @@ class Scheduler:
         expected = None if stepped else expected_seconds(queue, worker, cost)
         limit = patience(expected, max(job.ticket.timeout for job in jobs), self.config)
         batch = Batch(self._batches, worker, queue, {}, len(jobs), cost, expected, limit, alone=alone)
+        self.suspects.dispatched(alone=alone)
         note = f"dispatched to {worker.name}#{worker.incarnation} in batch {batch.number} of {batch.size}"
         for job in jobs:
             job.batch = batch
@@ -228,12 +233,8 @@ class Scheduler:
             self.roster.file(batch.worker)
 
     def _put_back(self, job: Job, why: str, blame: Blame = "none") -> None:
-        """A job that its batch did not answer waits again, before all that came after it. A suspect that was alone when
-        its worker died has proved it; if the worker may have been killed by others, only the second time."""
-        alone = blame != "none" and job.batch is not None and job.batch.alone
-        proved = alone and (blame == "running" or job.doubt)
-        job.doubt |= alone
-        job.deaths += blame != "none"
+        """A job that its batch did not answer waits again, before all that came after it; unless it is to blame."""
+        proved = self.suspects.blame(job, blame)
         job.batch = None
         if proved:
             self._finish(job, State.FAILED, verdicts.poisonous(job))
@@ -360,6 +361,7 @@ class Scheduler:
         worker.incarnation = event.incarnation
 
     def _lose(self, worker: Worker, cause: str, blame: Blame) -> None:
+        self.suspects.lost(blame)
         if worker.loading is not None:  # nothing else ran
             ran = [worker.loading[0]]
         elif worker.stuck is not None:

@@ -24,10 +24,11 @@ def expired(job: Job, now: float) -> ImagePoolError:
 
 def poisonous(job: Job) -> ImagePoolError:
     """It has killed alone."""
+    deaths = max(job.deaths, job.strikes)
     return PoisonousJob(
-        f"{job.deaths} workers were lost while they ran this job, the last one while it ran nothing else, so it is not "
+        f"{deaths} workers were lost while they ran this job, the last one while it ran nothing else, so it is not "
         "tried again; check its image and its parameters",
-        deaths=job.deaths,
+        deaths=deaths,
     )
 
 

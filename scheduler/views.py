@@ -109,7 +109,7 @@ def _check_time(scheduler: Scheduler) -> None:
     if scheduler.draining:
         return
     roster, urgent = scheduler.roster, scheduler.stepped.ranks[0].count
-    assert not scheduler.suspects or roster.next_empty() is None, "a device idles while a suspect waits"
+    assert not scheduler.suspect_may_go() or roster.next_empty() is None, "a device idles while a suspect waits"
     assert not roster.idle or not scheduler.backlog.count or scheduler.holding, "a device idles while jobs wait"
     assert not scheduler.stepped.count or roster.next_seat() is None, "a seat is free while stepped jobs wait"
     assert not urgent or roster.next_seat(urgent=True) is None, "a seat is free while urgent jobs wait"

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from scheduler.backlog import GroupQueue, Lane
     from scheduler.roster import Worker
 
+SUSPICIOUS, GUILTY = 3, 10  # so many workers in a row that others killed ran the job, and none was killed that did not
 LEAVE = 10.0  # seconds that a batch has to end when nobody wants it any more
 NOTES = 32  # a job's story keeps its beginning and its last so many lines
 
@@ -21,7 +22,8 @@ class Job:
     """One living ticket: it waits in a lane, or among the suspects (both None), or runs in a batch.
 
     number: its place in the order of arrival; negative when it goes before all that arrive. deaths: workers that died
-    while they ran it. doubt: that happened once while it ran alone, but somebody else may have killed the worker.
+    while they ran it. doubt: that happened once while it ran alone, for want of memory that others may have taken.
+    strikes: workers in a row that were killed from outside while they ran it; struck: which one was the last.
     charged: its cost has been taken from its tenant's share (once, however often it is retried).
     """
 
@@ -32,14 +34,21 @@ class Job:
     batch: Batch | None = None
     deaths: int = 0
     doubt: bool = False
+    strikes: int = 0
+    struck: int = 0
     charged: bool = False
     ended: bool = False
     notes: tuple[tuple[float, str], ...] = ()
 
     @property
     def suspect(self) -> bool:
-        """Two workers died under it: it runs alone from now on."""
-        return self.deaths >= 2
+        """Two workers died under it, or whoever kills workers from outside meets it each time: it runs alone."""
+        return self.deaths >= 2 or self.strikes >= SUSPICIOUS
+
+    def strike(self, number: int) -> None:
+        """The `number`-th worker that was killed from outside ran it."""
+        self.strikes = self.strikes + 1 if self.struck == number - 1 else 1
+        self.struck = number
 
     def note(self, now: float, text: str) -> None:
         """One more line of its story."""

@@ -479,14 +479,3 @@ def test_a_batch_with_failed_or_revoked_jobs_teaches_nothing_about_time(spoil):
         play.tell(ItemEnded("a", 1, batch.batch, "one", ErrorInfo("model_failed", "no")))
     play.tell(BatchEnded("a", 1, batch.batch, 1e-6), after=1e-6)
     assert (curve.count, play.scheduler.roster.workers["a"].pace) == before
-
-
-def test_a_suspect_whose_worker_others_may_have_killed_gets_a_second_chance_and_no_third():
-    play = Play("a")
-    play.submit("one")
-    for deaths in range(1, 4):
-        play.die("a", blame="outside")
-        play.ready("a")
-        assert play.running("a") == ["one"], f"after {deaths} deaths"
-    play.die("a", blame="outside")
-    assert play.ended == {"one": "poisonous_job"}

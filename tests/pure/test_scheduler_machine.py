@@ -195,7 +195,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.past.append(BatchOutOfMemory(worker, self.alive[worker], batch))
             self.tell(self.past[-1])
 
-    @rule(worker=workers, blame=st.sampled_from(["running", "none"]))
+    @rule(worker=workers, blame=st.sampled_from(["running", "memory", "outside", "none"]))
     def lose(self, worker, blame):
         if worker in self.alive:
             self.held[worker].clear()
