@@ -70,7 +70,7 @@ class Histograms(Collector):
         self, registry: CollectorRegistry, name: str, about: str, bounds: Sequence[float], *labels: str
     ) -> None:
         self._name, self._about, self._labels, self._bounds = name, about, labels, bounds
-        self._bound_names = [floatToGoString(bound) for bound in (*bounds, float("inf"))]
+        self._bound_names = [floatToGoString(bound) for bound in (*bounds, float("inf"))]  # type: ignore[no-untyped-call]
         self._series: dict[Labels, Series] = {}
         registry.register(self)
 
