@@ -65,9 +65,13 @@ def _check_doubles(headers: Headers) -> None:
             raise BadRequest(f"the request has more than one {name.decode().title()} header")
 
 
-def is_http(line: bytes) -> bool:
-    """Whether a request line, or what has come of it, is of no other protocol that the parser reads."""
-    return b" RTSP/" not in line and b" ICE/" not in line
+def request_line(begun: bytes, piece: bytes) -> tuple[bytes, bool]:
+    """What has come of a line that goes on in later pieces, and whether it is whole. Raises `BadRequest` for that of
+    another protocol, which the parser would take."""
+    line, end, _ = (begun + piece).lstrip(b"\r\n").partition(b"\n")
+    if b" RTSP/" in line or b" ICE/" in line:
+        raise BadRequest("this is no HTTP request")
+    return b"" if end else line, bool(end)
 
 
 def _odd_target(method: str, target: bytes, host: bytes | None) -> bytes:

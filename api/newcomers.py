@@ -7,8 +7,10 @@ than `PATIENCE` later. Time is the caller's.
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 
+log = logging.getLogger("imagepool.http")
 BURST = 5.0      # seconds' worth of connections that may come at once
 PATIENCE = 1.0   # seconds that one is kept waiting at most
 MOST = 100_000   # addresses that are remembered at most
@@ -39,12 +41,11 @@ class Newcomers:
             self._forget(now)
         return max(0.0, late)
 
-    def may_tell(self, now: float) -> bool:
-        """Whether it is time for a line in the log."""
-        due = now - self._told >= TELL
-        if due:
+    def tell(self, peer: str, now: float) -> None:
+        """A connection of this peer was closed: a line in the log, once in a while."""
+        if now - self._told >= TELL:
             self._told = now
-        return due
+            log.warning("%s opens connections faster than --new-connections allows; some are closed", peer)
 
     def _forget(self, now: float) -> None:
         """Look at the two that were looked at longest ago: more than a newcomer adds. Beyond `MOST` they go anyway."""

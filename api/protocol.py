@@ -10,7 +10,6 @@ unread beyond a bound, until its answer has gone. That a client went away is tol
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 from collections import deque
 from collections.abc import Callable
@@ -29,7 +28,7 @@ from api.chunks import Chunks
 from api.connections import MOST_AWAY, Connections, Place
 from api.cycle import Cycle, Flow
 from api.errors import PROBLEM, HeaderTooLarge, RequestTimeout, Wardrobe, headers_of, problem
-from api.framing import Framing, is_http, read_framing
+from api.framing import Framing, read_framing, request_line
 from api.limits import GONE, MIN_RATE, TAKE, request_id
 from api.newcomers import Newcomers
 from api.progress import Progress
@@ -43,7 +42,6 @@ MAX_LEFT = 8 << 20    # bytes of a body that are still read after the answer was
 MAX_CHUNKS = 512      # chunks a body may have before their size counts
 MIN_CHUNK = 64        # bytes they must have on average from then on
 DIRECT = 32 << 10     # bytes of a body from which on the application may want it elsewhere
-log = logging.getLogger("imagepool.http")
 HEAD_END = b"\r\n\r\n"
 
 # Where every connection's bytes are put for the moment in which they are handed on, and how much of it is used. While a
@@ -102,8 +100,7 @@ class Protocol(HttpToolsProtocol):
         address, now = network(self._peer), self.loop.time()
         wait = 0.0 if self._proxied else self.newcomers.wait(address, now)
         if wait is None:
-            if self.newcomers.may_tell(now):
-                log.warning("%s opens connections faster than --new-connections allows; some are closed", self._peer)
+            self.newcomers.tell(self._peer, now)
             transport.abort()
             return
         self._place = self.held.take(address, self._make_room, proxy=self._proxied)
@@ -175,15 +172,9 @@ class Protocol(HttpToolsProtocol):
         at += len(piece)
         self._head += len(piece)
         self._tail = b"" if whole else (self._tail + piece)[-3:]
-        if not self._lined:
-            self._line += piece.lstrip(b"\r\n") if not self._line else piece
-            line, end, _ = self._line.partition(b"\n")
-            self._lined = bool(end)
-            self._line = b"" if end else line
-            if not is_http(line):
-                self._refuse(BadRequest("this is no HTTP request"))
-                return at
         try:
+            if not self._lined:
+                self._line, self._lined = request_line(self._line, piece)
             if self._head > MAX_HEAD:
                 raise HeaderTooLarge(f"the request's headers have more than {MAX_HEAD} bytes")
             self.parser.feed_data(piece)

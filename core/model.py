@@ -38,7 +38,8 @@ MAX_IMAGES = 16  # of one role in a request
 
 @dataclass(frozen=True, slots=True)
 class Param:
-    """One parameter of a model. `group`: the network takes it once per batch, so it is part of the group.
+    """One parameter of a model. `group`: the network takes it once per batch, so it is part of the group. `formerly`:
+    an older name, under which it is still taken.
 
     A `recipe` is a prompt that must be readable by `core.recipe`, of at most `MAX_RECIPE` characters; a string has at
     most `MAX_TEXT`. An int fits 64 bits, signed or not: answers and seeds go no further.
@@ -53,6 +54,7 @@ class Param:
     choices: tuple[Any, ...] = ()
     group: bool = False
     description: str = ""
+    formerly: str = ""
 
     def check(self, value: Any) -> Any:
         """The value as this parameter's type (numbers may come as strings, from forms). Raises `InvalidParameter`."""
@@ -159,11 +161,8 @@ class ModelSpec:
 
     def check_params(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """All parameters, defaults filled in. Raises `InvalidParameter` for one that is unknown, missing or bad."""
-        for name in given:
-            if name not in self.params:
-                near = difflib.get_close_matches(name[:64], self.params, n=1)
-                hint = f"; did you mean '{near[0]}'?" if near else f"; it takes {', '.join(self.params) or 'none'}"
-                raise InvalidParameter(f"model '{self.name}' has no parameter '{name[:64]}'{hint}", parameter=name[:64])
+        if not given.keys() <= self.params.keys():
+            given = self._renamed(given)
         checked: dict[str, Any] = {}
         for name, param in self.params.items():
             if given.get(name) is not None:
@@ -173,6 +172,21 @@ class ModelSpec:
             else:
                 checked[name] = param.default
         return checked
+
+    def _renamed(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """With the names of today; raises `InvalidParameter` for one that never was."""
+        today = {param.formerly: name for name, param in self.params.items() if param.formerly}
+        named: dict[str, Any] = {}
+        for old, value in given.items():
+            name = old if old in self.params else today.get(old)
+            if name is None:
+                near = difflib.get_close_matches(old[:64], self.params, n=1)
+                hint = f"; did you mean '{near[0]}'?" if near else f"; it takes {', '.join(self.params) or 'none'}"
+                raise InvalidParameter(f"model '{self.name}' has no parameter '{old[:64]}'{hint}", parameter=old[:64])
+            if name in named:
+                raise InvalidParameter(f"'{name}' is given twice, once by its older name", parameter=name)
+            named[name] = value
+        return named
 
     @property
     def parts(self) -> dict[str, tuple[int, int]]:

@@ -28,18 +28,18 @@ SEARCHED = 300_000  # hole pixels up to which a level is searched; finer ones co
 
 
 class Inpaint(Adapter):
-    """Params: `seed`; `patch`, the side of the patches compared (3, 5 or 7); `quality` 1-5, the rounds per level;
+    """Params: `seed`; `patch`, the side of the patches compared (3, 5 or 7); `rounds` 1-5 of search and vote per level;
     `mask_threshold`: above it a mask's value counts as 255, up to it as 0 (0: values between blend)."""
 
     def warm_up(self) -> None:
         image = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
         mask = np.zeros((64, 64), np.uint8)
         mask[24:40, 24:40] = 255
-        self.run([Item({"seed": 0, "patch": 5, "quality": 1}, image, mask)])
+        self.run([Item({"seed": 0, "patch": 5, "rounds": 1}, image, mask)])
 
     def run(self, items: Sequence[Item]) -> list[Output | Exception]:
         """Outputs of the items' size, `Cancelled` in place of those that nobody wants any more. Items that share patch
-        and quality are searched together."""
+        and rounds are searched together."""
         images = [item.image for item in items if item.image is not None]
         blank = np.zeros(images[0].shape[:2], np.uint8)
         masks = [blank if item.mask is None else _sharpened(item.mask, item.params) for item in items]
@@ -62,8 +62,8 @@ class Inpaint(Adapter):
         for number, size in enumerate(sizes):
             if size:
                 patch = min(int(items[number].params["patch"]), (min(hole.shape[1:]) - 1) // 2 * 2 + 1)
-                plans[patch, int(items[number].params["quality"])].append(number)
-        for (patch, quality), numbers in plans.items():
+                plans[patch, int(items[number].params["rounds"])].append(number)
+        for (patch, rounds), numbers in plans.items():
             levels = pyramid(rgb[numbers], hole[numbers], 4 * patch)
             starts = _starts(levels, patch)
             groups: dict[tuple[int, int], list[int]] = defaultdict(list)
@@ -78,7 +78,7 @@ class Inpaint(Adapter):
                 try:
                     with wanted_for(some):
                         checkpoint()
-                        filled = self._run_group(some, part, patch, quality, start, stop)
+                        filled = self._run_group(some, part, patch, rounds, start, stop)
                 except Abandoned:
                     continue
                 pixels = filled.permute(0, 2, 3, 1).contiguous().cpu().numpy()
@@ -87,7 +87,7 @@ class Inpaint(Adapter):
         return fillings
 
     def _run_group(
-        self, items: Sequence[Item], levels: list[Level], patch: int, quality: int, start: int, stop: int
+        self, items: Sequence[Item], levels: list[Level], patch: int, rounds: int, start: int, stop: int
     ) -> Tensor:
         if start < 0:
             known = (~levels[0].hole)[:, None].float()
@@ -100,7 +100,7 @@ class Inpaint(Adapter):
             for item in items:
                 item.report(fraction)
 
-        return complete(levels, patch, mix(folded), quality, start, stop, report)
+        return complete(levels, patch, mix(folded), rounds, start, stop, report)
 
 
 def _starts(levels: list[Level], patch: int) -> list[int]:

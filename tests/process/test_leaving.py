@@ -29,7 +29,7 @@ def mask() -> bytes:
 
 
 UPSCALE = {"model": "upscale", "scale": "4", "steps": "100"}
-INPAINT = {"model": "inpaint", "quality": "5", "patch": "7"}
+INPAINT = {"model": "inpaint", "rounds": "5", "patch": "7"}
 
 
 def files(fields: dict[str, str]) -> dict[str, tuple[str, bytes, str]]:

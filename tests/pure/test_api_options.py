@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
-from api.auth import Caller
-from api.options import Options, read_options
+from api.auth import ANONYMOUS, Caller
+from api.options import FIELDS, Options, read_options
 from core.errors import BadRequest, InvalidParameter
-from core.model import read_spec
+from core.model import Catalogue, read_spec
 from core.request import OutputFormat, Priority
+from engine.build import BUILT_IN
 
 SPEC = read_spec(
     'adapter = "a:B"\ntask = "stub"\n'
@@ -126,3 +127,18 @@ def test_only_plain_numbers_are_numbers(odd: str) -> None:
 @pytest.mark.parametrize("plain", ["0.5", ".5", "5e-1", "1", "1.", 1, 0.5, "+0.5"])
 def test_plain_numbers_are_read(plain: Any) -> None:
     assert SPEC.params["strength"].check(plain) == float(plain)
+
+
+def test_the_quality_of_the_file_and_the_rounds_of_inpaint_can_both_be_said() -> None:
+    spec = Catalogue.read([BUILT_IN])["inpaint"]
+    both = read_options(spec, ANONYMOUS, {"quality": 80, "rounds": 4, "format": "jpeg"})
+    assert (both.params["rounds"], both.output.quality) == (4, 80)
+    old = read_options(spec, ANONYMOUS, {"quality": 80, "params": {"quality": 4}, "format": "jpeg"})
+    assert (old.params, old.output) == (both.params, both.output), "its older name"
+    with pytest.raises(InvalidParameter, match="twice"):
+        read_options(spec, ANONYMOUS, {"params": {"quality": 4, "rounds": 4}})
+
+
+def test_no_parameter_of_ours_hides_behind_an_option() -> None:
+    for spec in Catalogue.read([BUILT_IN]):
+        assert not set(spec.params) & set(FIELDS), spec.name

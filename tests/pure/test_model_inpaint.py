@@ -101,7 +101,7 @@ def test_a_hole_at_the_corner_is_filled() -> None:
 def test_odd_sizes_work(size: tuple[int, int], share: float) -> None:
     height, width = size
     mask = hole(height, width, 0, 0, max(1, int(height * share)), width)
-    result = run("inpaint", noise_image(height, width), mask, quality=1)
+    result = run("inpaint", noise_image(height, width), mask, rounds=1)
     assert result.shape == (height, width, 3) and result.dtype == np.uint8
 
 
@@ -113,7 +113,7 @@ def test_an_item_has_the_same_bits_alone_and_in_a_mixed_batch() -> None:
         item("inpaint", photo("rocket", size), hole(64, 96, 5, 60, 60, 90), patch=5),
         item("inpaint", photo("rocket", size), hole(64, 96, 30, 40, 34, 44), seed=1),
         item("inpaint", photo("cat", size), np.zeros((64, 96), np.uint8)),
-        item("inpaint", photo("cat", size), np.full((64, 96), 255, np.uint8), quality=1),
+        item("inpaint", photo("cat", size), np.full((64, 96), 255, np.uint8), rounds=1),
     ]
     model = adapter("inpaint")
     together = [output.image for output in model.run(items)]
@@ -123,7 +123,7 @@ def test_an_item_has_the_same_bits_alone_and_in_a_mixed_batch() -> None:
     assert all(map(np.array_equal, alone, backwards))
 
 
-@pytest.mark.parametrize("change", [{"seed": 7}, {"patch": 3}, {"quality": 5}])
+@pytest.mark.parametrize("change", [{"seed": 7}, {"patch": 3}, {"rounds": 5}])
 def test_every_parameter_has_an_effect(change: dict[str, int]) -> None:
     image, mask = photo("coffee", (128, 85)), hole(85, 128, 20, 30, 60, 90)
     assert not np.array_equal(run("inpaint", image, mask), run("inpaint", image, mask, **change))
