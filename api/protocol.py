@@ -242,7 +242,10 @@ class Protocol(HttpToolsProtocol):
         self._lines += 1
         if self._lines > MAX_LINES:
             self._give_up(HeaderTooLarge(f"the request has more than {MAX_LINES} headers"))
-        super().on_header(name, value.strip(b" \t"))  # the parser leaves blanks at the end (RFC 9112, 5.1)
+        name, value = name.lower(), value.strip(b" \t")  # the parser leaves blanks at the end (RFC 9112, 5.1)
+        if name == b"expect" and value.lower() == b"100-continue":
+            self.expect_100_continue = True
+        self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         method, version = self.parser.get_method().decode(), self.parser.get_http_version()

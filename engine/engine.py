@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-import uuid
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import replace
@@ -27,7 +26,7 @@ from core.errors import (
     UnknownModel,
     from_info,
 )
-from core.job import Job
+from core.job import Job, new_id
 from core.model import Catalogue, ModelSpec
 from core.request import ImageRequest, Span
 from core.settings import Settings
@@ -374,7 +373,7 @@ class Engine:
         params = self.catalogue[request.model].settled(request.params)
         if params is not request.params:
             request = replace(request, params=params)
-        job = Job(str(uuid.uuid4()), request, time.time(), self.register.number())
+        job = Job(new_id(), request, time.time(), self.register.number())
         if (trace := CURRENT.get()) is not None:
             job.asked_by = trace.request
             trace.jobs.append(job.id)

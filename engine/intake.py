@@ -63,7 +63,8 @@ class Charge:
         for account in self._accounts:
             account.bytes -= self.size
             account.bodies -= 1
-            self._intake._left(account)
+            if not account.bodies:
+                self._intake._accounts.pop((account.kind, account.name), None)
         self._accounts = ()
         self.size = 0
 
@@ -97,18 +98,14 @@ class Intake:
 
     def charge(self, address: str, tenant: str, *, leaving: bool = False) -> Charge:
         """For one body, or, `leaving`, one answer; `address` as `network` gives it."""
-        whose = self._account("address", address), self._account("tenant", tenant)
-        return Charge(self, self._server, *whose, leaving=leaving)
+        known = self._accounts
+        whose = known.get(("address", address)) or self._open("address", address)
+        who = known.get(("tenant", tenant)) or self._open("tenant", tenant)
+        return Charge(self, self._server, whose, who, leaving=leaving)
 
-    def _account(self, kind: str, name: str) -> _Account:
-        found = self._accounts.get((kind, name))
-        if found is None:
-            found = self._accounts[kind, name] = _Account(kind, name, int(self.most * self._shares[kind]))
-        return found
-
-    def _left(self, account: _Account) -> None:
-        if not account.bodies:
-            self._accounts.pop((account.kind, account.name), None)
+    def _open(self, kind: str, name: str) -> _Account:
+        account = self._accounts[kind, name] = _Account(kind, name, int(self.most * self._shares[kind]))
+        return account
 
     def _over(self, account: _Account, leaving: bool) -> Overloaded:
         self._refused(f"{'answers' if leaving else 'bodies'}_{account.kind}")
