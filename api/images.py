@@ -71,7 +71,7 @@ async def read_base64(
     text: str | LongText, role: str, *, max_bytes: int, lenient: bool = False,
     open_url: Callable[[bytes, str], bytes] | None = None,
 ) -> Data:  # fmt: skip
-    """The same of a text of any length, in pieces; beyond 1 MiB in a file. `lenient`: see `Decoder`; `open_url(text,
+    """The same of a text of any length, in pieces; beyond 4 MiB in a file. `lenient`: see `Decoder`; `open_url(text,
     role)` leaves the head of a data: URL out, as `open_image_url` does. Raises as `decode_base64`, and `BadRequest`
     for a long string that is no JSON."""
     decoder, turn = Decoder(role, lenient=lenient), Turn()

@@ -16,7 +16,8 @@ from typing import IO, Any
 from core.data import Data
 from core.disk import disk_faults
 
-IN_MEMORY = 1 << 20  # bytes of a body that are kept in memory; also how much goes to the disk at once
+IN_MEMORY = 4 << 20  # bytes of a body that are kept in memory
+AT_ONCE = 1 << 20    # of one that is larger, how much goes to the disk at once
 
 
 class Spool:
@@ -33,7 +34,7 @@ class Spool:
         self._pieces.append(piece)
         self._held += len(piece)
         self.size += len(piece)
-        if self._held > IN_MEMORY:
+        if self._held > (IN_MEMORY if self._file is None else AT_ONCE):
             await asyncio.to_thread(self._spill)
 
     async def finish(self) -> Data:

@@ -53,17 +53,25 @@ async def test_a_small_body_stays_in_memory(folder: Path) -> None:
 
 async def test_a_large_body_is_on_the_disk_while_it_comes_and_has_no_name(folder: Path) -> None:
     with Spool() as body:
-        async for piece in pieces(12):
+        async for piece in pieces(30):
             await body.write(piece)
         assert open_files(folder) == 1
         assert names(folder) == []
         data = await body.finish()
-    assert bytes(data) == b"".join([piece async for piece in pieces(12)])
+    assert bytes(data) == b"".join([piece async for piece in pieces(30)])
     assert isinstance(data, mmap.mmap) and memoryview(data).readonly
     del data
     async with asyncio.timeout(10):
         while open_files(folder):  # noqa: ASYNC110 - until loop and thread have let go of it
             await asyncio.sleep(0.01)
+
+
+async def test_an_ordinary_photograph_never_sees_the_disk(folder: Path) -> None:
+    with Spool() as body:
+        for _ in range(3):
+            await body.write(bytes(1 << 20))
+            assert not open_files(folder)
+        assert await body.finish() == bytes(3 << 20)
 
 
 async def test_what_is_not_finished_is_freed(folder: Path) -> None:
@@ -74,7 +82,7 @@ async def test_what_is_not_finished_is_freed(folder: Path) -> None:
 
 
 async def test_a_body_is_collected_whole_at_every_size() -> None:
-    for count in (0, 1, 4, 5, 9):
+    for count in (0, 1, 4, 17, 30):
         assert bytes(await collect(pieces(count))) == b"".join([piece async for piece in pieces(count)])
 
 
@@ -87,7 +95,7 @@ async def test_a_disk_that_refuses_has_its_own_word(
 
     monkeypatch.setattr(spool, "_write", refuse)
     with pytest.raises(kind) as caught:
-        await collect(pieces(9))
+        await collect(pieces(20))
     assert str(folder) not in str(caught.value)
     assert not open_files(folder)
 
