@@ -6,6 +6,7 @@ socket to where it wants it. An answer of known length leaves in one system call
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections import deque
 from collections.abc import Callable
@@ -34,6 +35,16 @@ class Flow(FlowControl):
     def resume_reading(self) -> None:
         if not self.held:
             super().resume_reading()
+
+
+class Gentle:
+    """A transport that is closed so that the other side, though it still sends, can read what was written before."""
+
+    def __init__(self, transport: asyncio.Transport, close: Callable[[], None]) -> None:
+        self._transport, self.close = transport, close
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
 
 
 class Cycle(RequestResponseCycle):

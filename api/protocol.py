@@ -26,7 +26,7 @@ from api.addresses import Proxies
 from api.answers import SENT
 from api.chunks import Chunks
 from api.connections import MOST_AWAY, Connections, Place
-from api.cycle import Cycle, Flow
+from api.cycle import Cycle, Flow, Gentle
 from api.errors import PROBLEM, HeaderTooLarge, RequestTimeout, Wardrobe, headers_of, problem
 from api.framing import Framing, read_framing, request_line
 from api.limits import GONE, MIN_RATE, TAKE, request_id
@@ -50,16 +50,6 @@ HEAD_END = b"\r\n\r\n"
 ROOM = memoryview(bytearray(256 << 10))
 HEAD_ROOM = ROOM[: 16 << 10]
 CHUNK_ROOM = 32 << 10
-
-
-class Gentle:
-    """A transport that is closed so that the other side, though it still sends, can read what was written before."""
-
-    def __init__(self, transport: asyncio.Transport, close: Callable[[], None]) -> None:
-        self._transport, self.close = transport, close
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
 
 
 class Protocol(HttpToolsProtocol):
