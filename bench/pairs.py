@@ -28,9 +28,9 @@ from bench.servers import IOPAINT, Server, ours
 
 BEFORE, NOW = "before", "now"
 CONNECTIONS = (1, 6, 64)
-SLICES = 20  # of W1, of each server
+SLICES = 10  # of W1, of each server
 SECONDS = 0.4  # of such a slice
-FILLED = {1: (6, 8), 6: (6, 18), 64: (3, 64)}  # W3, by connections: slices of each server, and requests of one
+FILLED = {1: (4, 8), 6: (4, 18), 64: (2, 64)}  # W3, by connections: slices of each server, and requests of one
 LEAST = 0.97  # of the older one's requests a second
 PACKAGES = ("uvicorn", "uvloop", "httptools", "starlette", "fastapi", "torch")
 
