@@ -153,8 +153,9 @@ class FileStore:
                 removed += 1
             for job_id, file in [(job_id, Path(entry.path)) for job_id, entry in self._images()]:
                 if job_id not in known:
-                    self._move(file, self.orphans.place(job_id))
-                    moved += 1
+                    with suppress(StorageFull):  # then it stays where it is, and the next start tries again
+                        self._move(file, self.orphans.place(job_id))
+                        moved += 1
                 elif file.parent != self.root and job_id not in waiting:
                     self._remove(file)
                     removed += 1
@@ -288,7 +289,7 @@ class FileStore:
                 self._used -= size
 
     def _move(self, file: Path, folder: Path) -> None:
-        with self._lock:
+        with self._lock, disk_faults():
             size = _size(file) or 0
             file.replace(folder / file.name)
             self._used -= size

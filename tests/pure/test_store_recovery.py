@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from core.errors import StorageFailed
+from core.errors import StorageFailed, StorageFull
 from core.job import Job
 from core.states import State
 from store import codec
 from store.files import FileStore
 from store.jobs import JobStore
 from store.lock import LOCK, FolderLock
+from store.orphans import Orphans
 from store.recovery import Found, open_jobs, recover
 from store.retention import expired
 from tests.pure.store_kit import WAIT, a_job, finish, put, rows
@@ -197,6 +198,21 @@ def test_a_record_that_is_not_whole_is_moved_with_its_inputs(tmp_path):
     os.truncate(tmp_path / "inputs" / job.id / "record.json", 100)
     store, _, found = opened(tmp_path)
     assert (found.jobs, found.moved) == ([], 2)
+    store.close()
+
+
+def test_a_disk_without_room_to_move_orphans_does_not_keep_a_start_from_its_work(tmp_path, monkeypatch):
+    store, files, _ = opened(tmp_path)
+    waits, untold = accept(store, files), accept(store, files, told=False, inserted=False)
+    store.close()
+    with monkeypatch.context() as full:
+        full.setattr(Orphans, "place", lambda *_: (_ for _ in ()).throw(StorageFull("the disk is full")))
+        store, _, found = opened(tmp_path)
+    assert ([job.id for job in found.jobs], found.moved) == ([waits.id], 0)
+    assert (tmp_path / "inputs" / untold.id / "0-image.png").exists()
+    store.close()
+    store, _, found = opened(tmp_path)
+    assert found.moved == 2
     store.close()
 
 
