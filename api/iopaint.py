@@ -20,7 +20,7 @@ from api.auth import caller
 from api.dialect import UploadRoute
 from api.errors import HttpError, ValidationFailed, status_of
 from api.forms import content
-from api.images import MEDIA_TYPES, read_image
+from api.images import read_image
 from api.iopaint_desk import Desk, short_body
 from api.iopaint_events import Events
 from api.iopaint_images import as_mask, file_name, parameters
@@ -44,6 +44,7 @@ from core.errors import ImagePoolError, TooLarge
 from core.request import OutputFormat
 from core.settings import Settings
 from engine.engine import Engine
+from engine.results import MEDIA_TYPES
 
 ROUTES = (
     "inpaint", "server-config", "model", "samplers", "inputimage", "gen-info", "adjust_mask", "run_plugin_gen_mask",

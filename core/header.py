@@ -14,15 +14,21 @@ from typing import Literal
 
 from core.data import Data
 from core.errors import InvalidImage, TooLarge, UnsupportedImage
-from core.headers import ACCEPTED, Facts, avif, jpeg, png, webp
+from core.headers import ACCEPTED, Facts, avif, bmp, gif, jpeg, png, pnm, tiff, webp
 from core.pickles import by_position
 
-ImageFormat = Literal["png", "jpeg", "webp", "avif"]
+ImageFormat = Literal["png", "jpeg", "webp", "avif", "gif", "bmp", "tiff", "ppm"]
 MAX_SIDE = 65_535
-WRITTEN_SIDE: Mapping[ImageFormat, int] = {"png": 65_535, "jpeg": 65_500, "webp": 16_383, "avif": 65_535}
+WRITTEN_SIDE: Mapping[ImageFormat, int] = {
+    "png": 65_535, "jpeg": 65_500, "webp": 16_383, "avif": 65_535,
+    "gif": 65_535, "bmp": 65_535, "tiff": 65_535, "ppm": 65_535,
+}  # fmt: skip
 """The longest side, in pixels, that a file of the format can be given when it is written."""
 
-NAMES: Mapping[ImageFormat, str] = {"png": "PNG", "jpeg": "JPEG", "webp": "WebP", "avif": "AVIF"}
+NAMES: Mapping[ImageFormat, str] = {
+    "png": "PNG", "jpeg": "JPEG", "webp": "WebP", "avif": "AVIF", "gif": "GIF", "bmp": "BMP", "tiff": "TIFF",
+    "ppm": "PNM",
+}  # fmt: skip
 
 
 @by_position
@@ -79,13 +85,13 @@ def read_header(data: Data, *, max_pixels: int = 25_000_000) -> ImageHeader:
 
 
 _READERS: Mapping[ImageFormat, Callable[[memoryview], Facts]] = {
-    "png": png.read, "jpeg": jpeg.read, "webp": webp.read, "avif": avif.read,
+    "png": png.read, "jpeg": jpeg.read, "webp": webp.read, "avif": avif.read, "gif": gif.read, "bmp": bmp.read,
+    "tiff": tiff.read, "ppm": pnm.read,
 }  # fmt: skip
 
 # Kinds that are images (or look like one to their owner) and are refused by name.
 _REFUSED: Mapping[str, tuple[bytes, ...]] = {
-    "GIF": (b"GIF87a", b"GIF89a"),
-    "TIFF": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
+    "BigTIFF": (b"II+\0", b"MM\0+"),
     "JPEG XL": (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n"),
     "JPEG 2000": (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51"),
     "JPEG XR": (b"II\xbc\x01",),
@@ -116,13 +122,19 @@ def _kind(head: bytes) -> ImageFormat:
         if b"avif" in brands:
             return "avif"
         raise _refuse("a video or an unknown ISO media" if brands.isdisjoint(_HEIC) else "a HEIC")
+    if head.startswith((b"GIF87a", b"GIF89a")):
+        return "gif"
+    if head.startswith((b"II*\0", b"MM\0*")):
+        return "tiff"
     for name, magics in _REFUSED.items():
         if head.startswith(magics):
             raise _refuse(f"{'an' if name[0] in 'EIOM' else 'a'} {name}")
     if head[:2] == b"BM" and head[6:10] == b"\0\0\0\0":
-        raise _refuse("a BMP")
-    if head[:1] == b"P" and head[1:2] in b"1234567" and head[2:3].isspace():
-        raise _refuse("a PNM")
+        return "bmp"
+    if head[:1] == b"P" and head[1:2] in b"123456" and head[2:3].isspace():
+        return "ppm"
+    if head[:2] == b"P7" and head[2:3].isspace():
+        raise _refuse("a PAM")
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if text.startswith((b"<svg", b"<?xml", b"<!doctype svg", b"<!--")):
         raise _refuse("an SVG (or other XML)")

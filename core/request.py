@@ -8,7 +8,7 @@ from enum import IntEnum
 from typing import Any, Literal
 
 from core.data import Data
-from core.header import ImageHeader
+from core.header import ImageFormat, ImageHeader
 from core.pickles import by_position
 
 
@@ -84,7 +84,7 @@ class OutputFormat:
     `keep_metadata`: the input's EXIF, resolution and PNG text "parameters" go into the result, and an alpha channel
     that is opaque everywhere stays one. `subsampling`: of a jpeg's colour; None goes by the quality."""
 
-    format: Literal["png", "jpeg", "webp", "avif"] = "png"
+    format: ImageFormat = "png"
     quality: int | None = None
     keep_metadata: bool = False
     subsampling: Literal["420", "444"] | None = None

@@ -13,7 +13,10 @@ from core.request import Span
 from engine.keeper import Keeper
 from workers.arena import Arena
 
-MEDIA_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp", "avif": "image/avif"}
+MEDIA_TYPES = {
+    "png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp", "avif": "image/avif", "gif": "image/gif",
+    "bmp": "image/bmp", "tiff": "image/tiff", "ppm": "image/ppm",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +67,8 @@ async def stored_result(job: Job, keeper: Keeper) -> ResultBody:
     if not job.state.ended:
         raise JobNotFinished(
             f"the job is {job.state.value}; its result comes when it has succeeded",
-            state=job.state.value, progress=job.progress,
+            state=job.state.value,
+            progress=job.progress,
         )
     if job.result is None:
         raise from_info(job.error or ErrorInfo("internal_error", "the job has no result"))

@@ -14,7 +14,7 @@ ORPHANS = "orphans"
 RESERVE = ".reserve"
 RECORD = "record.json"
 UNTOLD = "record.new"  # a record whose job nobody has been told of yet
-EXTENSIONS = {"png": "png", "jpeg": "jpg", "webp": "webp", "avif": "avif"}
+EXTENSIONS = {"jpeg": "jpg"} | {kind: kind for kind in ("png", "webp", "avif", "gif", "bmp", "tiff", "ppm")}
 
 _ID = r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}"
 _EXTENSION = rf"(?:{'|'.join(EXTENSIONS.values())})"

@@ -1,18 +1,20 @@
 """Encoded bytes to pixels and back, for the worker's codec threads. Every codec here frees the GIL; no torch.
 
 Which library does what was chosen by measurement (docs/codecs.md): PNG by igzip and libpng, JPEG by libjpeg-turbo
-through simplejpeg, WebP by libwebp, AVIF by Pillow.
+through simplejpeg, WebP by libwebp, all else by Pillow.
 
 Bad data never comes out as anything but `InvalidImage` or `UnsupportedImage`, and never as half a picture.
 """
 
 from __future__ import annotations
 
+import functools
 import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+import cv2
 import imagecodecs
 import numpy as np
 import simplejpeg
@@ -20,6 +22,7 @@ from PIL import AvifImagePlugin, Image
 
 from core.errors import BadOutput, ImagePoolError, InvalidImage, InvalidParameter
 from core.header import NAMES, WRITTEN_SIDE, ImageFormat, ImageHeader
+from core.headers.webp import animated
 from core.headers.webp import chunks as webp_chunks
 from workers import jpeg, png
 from workers import metadata as meta
@@ -31,7 +34,6 @@ FULL_COLOUR = 95  # JPEG quality from which on colour is kept at full resolution
 
 Subsampling = Literal["420", "444"]
 
-_EIGHT_BITS = ((np.arange(65_536, dtype=np.uint32) * 255 + 32_895) >> 16).astype(np.uint8)
 _ICC_HEAD = b"ICC_PROFILE\0"
 
 Image.MAX_IMAGE_PIXELS = None  # the limit is ours, checked from the header before the job was accepted
@@ -161,8 +163,13 @@ def _check_size(width: int, height: int, header: ImageHeader) -> None:
 def _png(data: memoryview, header: ImageHeader) -> _Decoded:
     pixels, icc = png.read(data)
     if pixels.dtype == np.uint16:
-        pixels = _EIGHT_BITS[pixels]
+        pixels = _high(pixels)
     return _split(pixels, icc)
+
+
+def _high(pixels: np.ndarray) -> np.ndarray:
+    """Samples of 16 bits as Pillow takes them, by their high byte."""
+    return (pixels >> 8).clip(0, 255).astype(np.uint8)
 
 
 def _jpeg(data: memoryview, header: ImageHeader) -> _Decoded:
@@ -171,22 +178,37 @@ def _jpeg(data: memoryview, header: ImageHeader) -> _Decoded:
 
 
 def _webp(data: memoryview, header: ImageHeader) -> _Decoded:
+    if animated(data):
+        return _pillow(data, header)
     profile = next(
         (bytes(data[at:end]) for name, at, end in webp_chunks(data) if name == b"ICCP" and end - at <= MAX_ICC), None
     )
     return _split(imagecodecs.webp_decode(bytes(data)), profile)
 
 
-def _avif(data: memoryview, header: ImageHeader) -> _Decoded:
+def _pillow(data: memoryview, header: ImageHeader) -> _Decoded:
+    """The first picture of a file."""
     with Image.open(io.BytesIO(data), formats=(header.format.upper(),)) as image:
         _check_size(*image.size, header)
-        plain = image.mode in ("L", "RGB", "RGBA")
+        deep = image.mode.startswith("I")
+        plain = deep or image.mode in ("L", "RGB", "RGBA")
         pixels = np.array(image if plain else image.convert("RGBA" if image.has_transparency_data else "RGB"))
-        return _split(pixels, image.info.get("icc_profile"))
+        return _split(_high(pixels) if deep else pixels, image.info.get("icc_profile"))
+
+
+def _bmp(data: memoryview, header: ImageHeader) -> _Decoded:
+    """Run lengths by OpenCV: Pillow undoes them in Python, 4 microseconds a run."""
+    if data[14] < 40 or data[30] not in (1, 2):
+        return _pillow(data, header)
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    if pixels is None:
+        raise ValueError("OpenCV says no more")
+    return _split(np.ascontiguousarray(pixels[:, :, ::-1]), None)
 
 
 _READERS: Mapping[str, Callable[[memoryview, ImageHeader], _Decoded]] = {
-    "png": _png, "jpeg": _jpeg, "webp": _webp, "avif": _avif,
+    "png": _png, "jpeg": _jpeg, "webp": _webp, "avif": _pillow, "gif": _pillow, "bmp": _bmp, "tiff": _pillow,
+    "ppm": _pillow,
 }  # fmt: skip
 
 
@@ -277,6 +299,17 @@ def _write_webp(image: np.ndarray, extras: _Extras) -> bytes:
     return _save(image, extras, "WEBP", method=2)
 
 
+def _write_plain(image: np.ndarray, extras: _Extras, format: str) -> bytes:
+    """What has no quality: GIF (at most 256 colours), BMP, TIFF, PPM (without alpha)."""
+    file = io.BytesIO()
+    picture = Image.fromarray(image)
+    if format == "PPM" and picture.mode == "RGBA":
+        picture = picture.convert("RGB")
+    more = {"icc_profile": extras.icc} if format == "TIFF" and extras.icc else {}
+    picture.save(file, format, **more)
+    return file.getvalue()
+
+
 def _write_avif(image: np.ndarray, extras: _Extras) -> bytes:
     return _save(image, extras, "AVIF", speed=9, max_threads=1)
 
@@ -290,4 +323,5 @@ def _save(image: np.ndarray, extras: _Extras, format: str, **options: int) -> by
 
 _WRITERS: Mapping[str, Callable[[np.ndarray, _Extras], bytes]] = {
     "png": _write_png, "jpeg": _write_jpeg, "webp": _write_webp, "avif": _write_avif,
+    **{kind: functools.partial(_write_plain, format=kind.upper()) for kind in ("gif", "bmp", "tiff", "ppm")},
 }  # fmt: skip

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-ACCEPTED = "PNG, JPEG, WebP or AVIF"
+ACCEPTED = "PNG, JPEG, WebP, AVIF, GIF, BMP, TIFF or PNM"
 
 
 class Facts(NamedTuple):

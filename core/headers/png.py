@@ -1,4 +1,5 @@
-"""PNG: IHDR for the size, then only the chunks' names: tRNS, acTL (an animation), eXIf, and whether the file is whole.
+"""PNG: IHDR for the size, then only the chunks' names: tRNS, eXIf, and whether the file is whole. Of an animation the
+first picture counts.
 
 `walk` and `Layout` are used by the decoder in the worker as well.
 """
@@ -9,8 +10,8 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from core.errors import InvalidImage, UnsupportedImage
-from core.headers import ACCEPTED, Facts
+from core.errors import InvalidImage
+from core.headers import Facts
 from core.headers.exif import orientation
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -67,12 +68,6 @@ def read(data: memoryview) -> Facts:
             alpha = True
         elif name == b"eXIf" and not turned:
             turned = orientation(data[start:end])
-        elif name == b"acTL":
-            (frames,) = struct.unpack_from(">I", data, start)
-            if frames > 1:
-                raise UnsupportedImage(
-                    f"this is an animated PNG of {frames} frames, which is not served; send a still {ACCEPTED} file"
-                )
     if not pixels:
         raise InvalidImage("the PNG file holds no pixels; save it again and resend it")
     return Facts(width, height, turned or 1, alpha)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 
-from core.errors import InvalidImage, UnsupportedImage
-from core.headers import ACCEPTED, Facts
+from core.errors import InvalidImage
+from core.headers import Facts
 from core.headers.exif import orientation
 
 MAX_CHUNKS = 1_000
@@ -34,18 +34,41 @@ def read(data: memoryview) -> Facts:
     if name != b"VP8X":
         return _frame(name, data, 20)
     flags, low, high, low_h, high_h = struct.unpack_from("<B3xHBHB", data, 20)
-    if flags & _ANIMATED:
-        raise UnsupportedImage(f"this is an animated WebP, which is not served; send a still {ACCEPTED} file")
     canvas = (low | high << 16) + 1, (low_h | high_h << 16) + 1
     turned, frame = 0, None
     for name, start, end in chunks(data):
         if name == b"EXIF" and not turned:
             turned = orientation(data[start:end])
-        elif frame is None and name in (b"VP8 ", b"VP8L"):
+        elif flags & _ANIMATED and frame is None and name == b"ANMF":
+            frame = _first(data, start, end, canvas)
+        elif not flags & _ANIMATED and frame is None and name in (b"VP8 ", b"VP8L"):
             frame = _frame(name, data, start)
-    if frame is None or frame[:2] != canvas:
+    if frame is None or (frame[:2] != canvas and not flags & _ANIMATED):
         raise InvalidImage("the WebP file's canvas and its picture differ in size; save it again and resend it")
     return Facts(*canvas, turned or 1, bool(flags & _ALPHA) or frame.alpha)
+
+
+def animated(data: memoryview) -> bool:
+    """Whether a file that `read` let pass is an animation."""
+    return bytes(data[12:16]) == b"VP8X" and bool(data[20] & _ANIMATED)
+
+
+def _first(data: memoryview, start: int, end: int, canvas: tuple[int, int]) -> Facts:
+    """The first picture of an animation, which lies within its canvas."""
+    x, x_high, y, y_high, width, width_high, height, height_high = struct.unpack_from("<HBHBHBHB", data, start)
+    left, top = (x | x_high << 16) * 2, (y | y_high << 16) * 2
+    size = (width | width_high << 16) + 1, (height | height_high << 16) + 1
+    at = start + 16
+    for _ in range(2):  # alpha may stand before the picture
+        name, length = _CHUNK.unpack_from(data, at)
+        if name in (b"VP8 ", b"VP8L"):
+            frame = _frame(name, data, at + 8)
+            inside = left + size[0] <= canvas[0] and top + size[1] <= canvas[1]
+            if inside and at + 8 + length <= end and frame[:2] == size:
+                return frame
+            break
+        at += 8 + length + (length & 1)
+    raise InvalidImage("the WebP file's first picture does not fit its canvas; save it again and resend it")
 
 
 def _frame(name: bytes, data: memoryview, at: int) -> Facts:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from core.errors import InvalidImage, TooLarge, UnsupportedImage
 from core.header import read_header
+from core.headers import ACCEPTED
 from tests.pure.image_kit import chunk, exif, insert_after_header, photo, png, png_header, save
 
 PHOTO = Image.fromarray(photo(61, 37))
@@ -96,15 +97,9 @@ def _frames(format: str, **options: object) -> bytes:
 @pytest.mark.parametrize(
     ("name", "data"),
     [
-        ("animated PNG of 4 frames", _frames("PNG")),
-        ("animated PNG of 10000 frames",
-         insert_after_header(save(PHOTO), chunk(b"acTL", struct.pack(">II", 10_000, 0)))),
-        ("animated WebP", _frames("WEBP")),
         ("animated AVIF", _frames("AVIF", speed=10)),
-        ("GIF", _frames("GIF")),
-        ("TIFF", _frames("TIFF")),
-        ("BMP", save(PHOTO, "BMP")),
-        ("PNM", save(PHOTO, "PPM")),
+        ("BigTIFF", b"II+\0" + bytes(30)),
+        ("PAM", b"P7\n"),
         ("JPEG 2000", save(PHOTO, "JPEG2000")),
         ("EPS", save(PHOTO, "EPS")),
         ("PDF", b"%PDF-1.7\n"),
@@ -127,7 +122,7 @@ def test_what_is_not_served_is_named_with_what_is(name: str, data: bytes) -> Non
     with pytest.raises(UnsupportedImage) as refusal:
         read_header(data)
     assert name in refusal.value.message
-    assert "PNG, JPEG, WebP or AVIF" in refusal.value.message or "baseline" in refusal.value.message
+    assert ACCEPTED in refusal.value.message or "baseline" in refusal.value.message
 
 
 def test_one_frame_that_calls_itself_an_animation_is_a_picture() -> None:
@@ -136,7 +131,7 @@ def test_one_frame_that_calls_itself_an_animation_is_a_picture() -> None:
 
 @pytest.mark.parametrize("data", [b"", b"\x89", b"<html><body>", b"hello" * 99, bytes(100), b"\xff\xd8", b"MZ\x90"])
 def test_what_is_no_image_is_refused(data: bytes) -> None:
-    with pytest.raises(InvalidImage, match="send a PNG, JPEG, WebP or AVIF file"):
+    with pytest.raises(InvalidImage, match=f"send a {ACCEPTED} file"):
         read_header(data)
 
 
@@ -145,7 +140,7 @@ def test_polyglots_are_judged_by_their_first_bytes() -> None:
     assert read_header(save(PHOTO) + html).format == "png"
     with pytest.raises(InvalidImage):
         read_header(html + save(PHOTO))
-    with pytest.raises(UnsupportedImage, match="GIF"):
+    with pytest.raises(InvalidImage, match="GIF"):
         read_header(b"GIF89a" + save(PHOTO))
 
 

@@ -93,9 +93,6 @@ async def test_sizes_are_compared_upright_and_a_mismatch_is_told_in_iopaint_s_wo
     }
 
 
-GIF = save(Image.new("P", (64, 48)), "GIF")
-
-
 @pytest.mark.parametrize(("given", "status", "error"), [
     ({"image": None}, 422, "InvalidParameter"),
     ({"mask": None}, 422, "InvalidParameter"),
@@ -107,7 +104,7 @@ GIF = save(Image.new("P", (64, 48)), "GIF")
     ({"image": "data:text/html;base64," + text(IMAGE)}, 400, "InvalidImage"),
     ({"image": text(IMAGE[:60])}, 400, "InvalidImage"),
     ({"mask": text(MASK[:60])}, 400, "InvalidImage"),
-    ({"image": text(GIF)}, 415, "UnsupportedImage"),
+    ({"image": text(b"8BPS" + bytes(60))}, 415, "UnsupportedImage"),
     ({"image": text(png(6000, 5000))}, 413, "TooLarge"),
     ({"hd_strategy_crop_margin": -1}, 422, "InvalidParameter"),
     ({"image": 5}, 422, "ValidationFailed"),
@@ -397,7 +394,7 @@ async def test_only_the_last_part_of_a_name_counts(tmp_path: Path, name: str) ->
 
 @pytest.mark.parametrize(("name", "data", "status"), [
     ("..", IMAGE, 400), (".hidden", IMAGE, 400), ("a/", IMAGE, 400), ("x" * 300 + ".png", IMAGE, 400),
-    ("page.html", b"<html>", 400), ("a.gif", GIF, 415),
+    ("page.html", b"<html>", 400), ("a.psd", b"8BPS" + bytes(60), 415),
 ])  # fmt: skip
 async def test_what_is_no_image_or_has_no_proper_name_is_not_saved(
     tmp_path: Path, name: str, data: bytes, status: int
