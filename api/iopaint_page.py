@@ -21,6 +21,7 @@ from api.errors import NotFound
 
 HINT = "IOPaint's page is not installed here; its operator may: pip install --no-deps iopaint==1.6.0"
 FOREVER = "public, max-age=31536000, immutable"  # the names of assets hold a hash of their content
+PLACES = {"/": "/iopaint/", "/index.html": "/iopaint/", "/favicon.ico": "/iopaint/favicon.ico"}
 
 
 def files() -> dict[str, Path]:
@@ -67,7 +68,7 @@ class OwnPort:
         self._app, self._port = app, port
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] in ("/", "/favicon.ico") and scope["server"][1] == self._port:
-            path = f"/iopaint{scope['path']}"
+        path = PLACES.get(scope.get("path", ""))
+        if scope["type"] == "http" and path and scope["server"][1] == self._port:
             scope = {**scope, "path": path, "raw_path": path.encode()}
         await self._app(scope, receive, send)

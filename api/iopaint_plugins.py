@@ -27,11 +27,13 @@ MASK_MODEL = "mask_tools"
 
 @dataclass(frozen=True, slots=True)
 class Plugin:
-    """A plugin of IOPaint's and the model that stands for it. `mask`: the parameters that make it give a mask."""
+    """A plugin of IOPaint's and the model that stands for it, and for those that IOPaint knows. `mask`: the parameters
+    that make it give a mask."""
 
     name: str
     model: str
     mask: Mapping[str, Any] | None = None
+    known: tuple[str, ...] = ()
 
     @property
     def gives_mask(self) -> bool:
@@ -46,7 +48,16 @@ class Plugin:
         return {"scale": int(body.scale)}
 
 
-PLUGINS = (Plugin("RemoveBG", "background_remove", {"output": "mask"}), Plugin("RealESRGAN", "upscale"))
+REMOVERS = (
+    "briaai/RMBG-1.4", "briaai/RMBG-2.0", "u2net", "u2netp", "u2net_human_seg", "u2net_cloth_seg", "silueta",
+    "isnet-general-use", "birefnet-general", "birefnet-general-lite", "birefnet-portrait", "birefnet-dis",
+    "birefnet-hrsod", "birefnet-cod", "birefnet-massive",
+)  # fmt: skip
+UPSCALERS = ("realesr-general-x4v3", "RealESRGAN_x4plus", "RealESRGAN_x4plus_anime_6B")
+PLUGINS = (
+    Plugin("RemoveBG", "background_remove", {"output": "mask"}, REMOVERS),
+    Plugin("RealESRGAN", "upscale", None, UPSCALERS),
+)
 
 
 def offered(catalogue: Catalogue) -> list[Plugin]:
@@ -114,7 +125,7 @@ def router(engine: Engine, desk: Desk) -> APIRouter:
     async def switch(request: Request) -> Response:
         body = read(SwitchPluginModel, await short_body(request))
         plugin = plugins.get(body.plugin_name)
-        if plugin is not None and body.model_name != plugin.model:
+        if plugin is not None and body.model_name not in (plugin.model, *plugin.known):
             raise Refused(422, f"{plugin.name} has one model here: {plugin.model}")
         return JSONResponse(None)
 

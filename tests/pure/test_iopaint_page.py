@@ -56,7 +56,7 @@ async def test_without_the_package_the_way_to_get_it_is_told(tmp_path: Path, mon
 
 @pytest.mark.parametrize(("path", "port", "seen"), [
     ("/", 8090, "/iopaint/"), ("/favicon.ico", 8090, "/iopaint/favicon.ico"), ("/api/v1/model", 8090, "/api/v1/model"),
-    ("/", 8000, "/"), ("/favicon.ico", 8000, "/favicon.ico"),
+    ("/index.html", 8090, "/iopaint/"), ("/", 8000, "/"), ("/favicon.ico", 8000, "/favicon.ico"),
 ])  # fmt: skip
 async def test_the_page_is_at_the_root_of_its_own_port_alone(path: str, port: int, seen: str) -> None:
     went: list[str] = []

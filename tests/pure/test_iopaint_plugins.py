@@ -91,7 +91,8 @@ async def test_a_found_mask_may_be_as_large_as_an_image(tmp_path: Path) -> None:
 async def test_a_plugin_s_model_can_be_named_but_there_is_one(tmp_path: Path) -> None:
     async with world(tmp_path) as server:
         for plugin_name, model_name, status in (
-            ("RemoveBG", "background_remove", 200), ("Nobody", "u2net", 200), ("RemoveBG", "u2net", 422)
+            ("RemoveBG", "background_remove", 200), ("Nobody", "u2net", 200), ("RemoveBG", "u2net", 200),
+            ("RemoveBG", "else", 422),
         ):  # fmt: skip
             body = {"plugin_name": plugin_name, "model_name": model_name}
             answer = await server.client.post("/api/v1/switch_plugin_model", json=body)
