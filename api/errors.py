@@ -204,7 +204,7 @@ def headers_of(error: ImagePoolError, status: int) -> dict[str, str]:
     if status in (408, 409, 429) or status >= 500:
         headers["x-should-retry"] = "true" if error.retryable else "false"
     if status == 401:
-        headers["www-authenticate"] = 'Bearer realm="imagepool"'
+        headers["www-authenticate"] = 'Bearer realm="imagepool", ApiKey realm="imagepool"'
     if status == 416:
         headers["content-range"] = f"bytes */{error.details.get('size', '*')}"
     if error.details.get("allow"):

@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, Response
 from api.auth import Caller, caller
 from api.choice import takes
 from api.dialect import UploadRoute, image_response
-from api.errors import ValidationFailed, status_of
+from api.errors import status_of
 from api.forms import content
 from api.imagen_params import (
     AGED,
@@ -86,9 +86,7 @@ def dress(error: ImagePoolError, request_id: str) -> tuple[int, dict[str, Any]]:
     if status == 429 and (error.retry_after or 0.0) > A_DAY_S_QUOTA:
         code = "QUOTA_EXCEEDED"
     told: dict[str, Any] = {"code": code, "message": error.message, "request_id": request_id}
-    if isinstance(error, ValidationFailed):
-        told["details"] = error.details["errors"]
-    elif error.details:
+    if error.details:
         told["details"] = error.details
     return status, {"error": told}
 
@@ -107,7 +105,7 @@ class JobRecord(BaseModel):
     job_id: UUID
     type: str = Field(description="upscale, enhance, style-comic, style-aged or background-remove")
     status: str = Field(description="queued, processing, completed or failed")
-    input_path: str | None
+    input_path: str | None = Field(description="null once the job has ended: then it is removed.")
     output_path: str | None
     output_url: str | None = Field(description="Path to download the result from, once completed.")
     params: dict[str, Any]
@@ -140,7 +138,7 @@ class ErrorBody(BaseModel):
     code: str
     message: str
     request_id: str
-    details: Any = None
+    details: dict[str, Any] | None = Field(None, description="Facts; `errors` lists what does not fit.")
 
 
 class Envelope(BaseModel):
@@ -178,7 +176,7 @@ def tell(job: Job, link: Callable[[str, str], str]) -> dict[str, Any]:
         "job_id": job.id,
         "type": job.request.client.get("type") or job.request.model.replace("_", "-"),
         "status": WORDS[job.state],
-        "input_path": source if isinstance(source, str) else None,
+        "input_path": source if isinstance(source, str) and not job.state.ended else None,
         "output_path": f"outputs/{result.data}" if result and isinstance(result.data, str) else None,
         "output_url": link(f"/api/v1/jobs/{job.id}/result", job.request.tenant) if result else None,
         "params": dict(job.request.client.get("params", job.request.params)),

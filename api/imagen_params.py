@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 from fastapi import UploadFile
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
 from api.choice import check
 from api.fields import Real, Whole
@@ -24,10 +24,22 @@ ENHANCE_PROMPT = "high quality, detailed, sharp"
 DETAIL: Mapping[str, float] = {"sharpen": 1.0, "smooth": -1.0, "soft": -1.0, "blur": -1.0}
 """How words about sharpness speak for (above 0) or against detail."""
 
+WORDED = ("prompt", "negative_prompt")
 Prompt = Annotated[str, Field(max_length=MAX_TEXT)]
 
 
-class UpscaleParams(BaseModel):
+class Params(BaseModel):
+    """A number that is sent empty counts as not sent, in the query as in a form."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_out(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping):
+            return given
+        return {name: value for name, value in given.items() if value != "" or name in WORDED}
+
+
+class UpscaleParams(Params):
     prompt: Prompt = Field("", description="Edits to make on the way, such as `sharp` or `warmer`.")
     negative_prompt: Prompt = Field("", description="What to avoid, such as `blurry`; edits named here are left out.")
     num_inference_steps: Whole = Field(20, ge=1, le=100, description="Rounds of refinement.")
@@ -35,20 +47,20 @@ class UpscaleParams(BaseModel):
     scale: Whole = Field(4, description="2 or 4 times the width and height.")
 
 
-class EnhanceParams(BaseModel):
+class EnhanceParams(Params):
     prompt: Prompt = Field(ENHANCE_PROMPT, description="What to stress, and edits to make on the way.")
     strength: Real = Field(0.3, ge=0.1, le=1.0, description="How far the image may change.")
     guidance_scale: Real = Field(7.5, ge=1, le=20, description="How strongly detail is raised.")
 
 
-class StyleParams(BaseModel):
+class StyleParams(Params):
     prompt: Prompt = Field("", description="Edits that the style is combined with, such as `black and white`.")
     strength: Real = Field(0.6, ge=0.1, le=1.0, description="How far the image may change.")
     guidance_scale: Real = Field(8.0, ge=1, le=20, description="Weight of the lines, or of grain and scratches.")
 
 
 class Upload(BaseModel):
-    file: UploadFile = Field(description="PNG, JPEG, WebP or AVIF; 32 to 8192 pixels a side.")
+    file: UploadFile = Field(description="An image of 32 to 8192 pixels a side.")
 
 
 class UpscaleForm(UpscaleParams, Upload):

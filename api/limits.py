@@ -64,6 +64,14 @@ def request_id(given: bytes | None) -> str:
     return os.urandom(12).hex()
 
 
+def given_id(headers: Mapping[bytes, bytes]) -> bytes | None:
+    """What a client, or Google's load balancer in front of it, calls the request."""
+    for name in (b"x-request-id", b"x-correlation-id"):
+        if found := headers.get(name):
+            return found
+    return headers.get(b"x-cloud-trace-context", b"").partition(b"/")[0]
+
+
 def route(scope: Scope) -> str:
     """The template of the path a request went to, for metrics: never the path itself."""
     found = scope.get("route")
@@ -279,7 +287,7 @@ class Door:
             return
         began = time.perf_counter()
         headers = dict(scope["headers"])
-        scope["request_id"] = name = request_id(headers.get(b"x-request-id") or headers.get(b"x-correlation-id"))
+        scope["request_id"] = name = request_id(given_id(headers))
         scope["trace"] = trace = Trace(name, _caller(scope, headers))
         CURRENT.set(trace)
         extra: list[Header] = [(b"x-request-id", name.encode()), NO_SNIFF]
@@ -335,7 +343,7 @@ class Door:
     async def _listen(self, scope: Scope, receive: Receive, send: Send) -> None:
         """A web socket. Its handshake has a line in the access log, as a GET has."""
         began, headers = time.perf_counter(), dict(scope["headers"])
-        scope["trace"] = Trace(request_id(headers.get(b"x-request-id") or headers.get(b"x-correlation-id")))
+        scope["trace"] = Trace(request_id(given_id(headers)))
         status = 0
 
         async def answer(message: Message) -> None:

@@ -296,6 +296,7 @@ async def test_with_keys_a_request_without_a_good_one_is_refused(tmp_path: Path)
     missing = await world.post()
     assert (missing.status_code, code(missing)) == (401, "unauthorised")
     assert missing.headers["www-authenticate"].startswith("Bearer")
+    assert "ApiKey" in missing.headers["www-authenticate"]
     assert (await world.post(x_api_key="wrong")).status_code == 401
     assert world.app.scopes == []
     assert (await world.post(x_api_key=KEY)).status_code == 200
@@ -352,3 +353,8 @@ def test_the_documented_statuses_are_those_of_the_code() -> None:
             codes, statuses = re.findall(r"`(\w+)`", found[1]), [int(word) for word in found[2].split(",")]
             told |= dict(zip(codes, statuses * (len(codes) if len(statuses) == 1 else 1), strict=True))
     assert told == STATUS
+
+
+async def test_a_load_balancer_s_trace_names_the_request(world: World) -> None:
+    answer = await world.post(b"", x_cloud_trace_context="105445aa7843bc8bf206b12000100000/1;o=1")
+    assert answer.headers["x-request-id"] == "105445aa7843bc8bf206b12000100000"
