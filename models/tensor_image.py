@@ -13,6 +13,7 @@ import numpy as np
 from core.errors import InvalidImage
 from models.base import Adapter, Item, Output
 
+FAR = 0.5  # outside of 0..1: what resizing overshoots is less, another scale is more
 QUICKLY = (cv2.IMWRITE_PNG_COMPRESSION, 1)
 
 
@@ -21,7 +22,7 @@ class TensorImage(Adapter):
     mask, on from 0.5). The answer is a PNG of the first `rows` x `columns`."""
 
     def run(self, items: Sequence[Item]) -> list[Output]:
-        """Raises `InvalidImage` for NaN and infinity; other values are clipped."""
+        """Raises `InvalidImage` for NaN, infinity and another scale; what is a little outside of 0..1 is clipped."""
         return [Output(data=_png(item)) for item in items]
 
 
@@ -33,6 +34,9 @@ def _png(item: Item) -> bytes:
     tensor = np.frombuffer(item.data, "<f4").reshape(channels, height, width)[:, :rows, :columns]
     if not np.isfinite(tensor).all():
         raise InvalidImage("the tensor holds NaN or infinity; its values must be from 0 to 1")
+    if tensor.size and not (tensor.min() >= -FAR and tensor.max() <= 1 + FAR):
+        ends = f"{tensor.min():g} to {tensor.max():g}"
+        raise InvalidImage(f"the tensor goes from {ends}; scale it to 0 to 1 and resend it")
     tensor = tensor.clip(0, 1)
     if channels == 1:
         pixels = np.where(tensor[0] >= 0.5, 255, 0).astype(np.uint8)

@@ -32,7 +32,7 @@ def test_every_byte_of_an_image_survives_the_way_through_floats() -> None:
 
 
 def test_a_mask_is_on_from_one_half() -> None:
-    tensor = np.array([[[0, 0.49, 0.5, 1, -3, 7, 0, 0]]], np.float32)
+    tensor = np.array([[[0, 0.49, 0.5, 1, -0.3, 1.3, 0, 0]]], np.float32)
     assert run(tensor, 1, 6).tolist() == [[0, 0, 255, 255, 0, 255]]
 
 
@@ -40,3 +40,9 @@ def test_a_mask_is_on_from_one_half() -> None:
 def test_what_is_no_number_is_refused(value: float) -> None:
     with pytest.raises(InvalidImage, match="NaN"):
         run(np.full((3, 8, 8), value, np.float32), 8, 8)
+
+
+@pytest.mark.parametrize("ends", [(0, 255), (-1, 1)])
+def test_another_scale_is_refused(ends: tuple[float, float]) -> None:
+    with pytest.raises(InvalidImage, match="scale it to 0 to 1"):
+        run(np.linspace(*ends, 64, dtype=np.float32).reshape(1, 8, 8), 8, 8)
