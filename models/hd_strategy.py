@@ -17,6 +17,7 @@ from models.crops import Box, crops
 
 HALF = 127  # of a mask: above it is hole
 AT_ONCE = 1 << 24  # pixels of the crops that are in memory together
+LEAST = 16  # pixels of a side: three halvings leave two, of which LaMa mirrors one
 
 
 class Piece(NamedTuple):
@@ -139,9 +140,11 @@ def _kept(filling: np.ndarray, image: np.ndarray, hole: np.ndarray) -> np.ndarra
 
 
 def pad(plane: np.ndarray, multiple: int) -> np.ndarray:
-    """H x W or H x W x 3, mirrored at the bottom and the right up to multiples of `multiple`; contiguous."""
+    """H x W or H x W x 3, mirrored at the bottom and the right up to multiples of `multiple`, for a network to
+    `LEAST` at least; contiguous."""
     height, width = plane.shape[:2]
-    more = [(0, -height % multiple), (0, -width % multiple), (0, 0)]
+    least = LEAST if multiple > 1 else 1
+    more = [*((0, max(least - side, -side % multiple)) for side in (height, width)), (0, 0)]
     if more[0][1] or more[1][1]:
         return np.pad(plane, more[: plane.ndim], mode="symmetric")
     return np.ascontiguousarray(plane)

@@ -136,7 +136,8 @@ class IOPaint:
 
     def padded(self, image: np.ndarray, mask: np.ndarray, keep: bool) -> np.ndarray:
         height, width = mask.shape
-        more = (0, -height % self.modulus), (0, -width % self.modulus), (0, 0)
+        least = 16 if self.modulus > 1 else 1  # IOPaint's LaMa raises for less
+        more = *((0, max(least - side, -side % self.modulus)) for side in (height, width)), (0, 0)
         wide = np.pad(image, more, mode="symmetric")
         result = self.forward(wide, np.pad(mask[:, :, None], more, mode="symmetric"))[:height, :width]
         if keep:

@@ -355,3 +355,13 @@ def test_a_mask_that_is_noise_is_refused_before_its_crops_fill_the_memory(lama: 
 ])  # fmt: skip
 def test_a_crop_is_the_hole_with_its_margin_moved_into_the_picture(box: Box, margin: int, crop: Box) -> None:
     assert np.array_equal(grow(np.array([box]), margin, (300, 200)), [crop])
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 9), (8, 8), (3, 300)])
+def test_no_side_is_too_short_for_a_network_that_mirrors(size: tuple[int, int]) -> None:
+    """Three halvings leave one pixel of eight, which reflection cannot pad; of sixteen they leave two."""
+    from models.hd_strategy import pad
+
+    padded = pad(np.zeros(size, np.uint8), 8)
+    assert min(padded.shape) >= 16 and padded.shape[0] % 8 == padded.shape[1] % 8 == 0
+    assert pad(np.zeros(size, np.uint8), 1).shape == size
