@@ -11,12 +11,15 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import ContextVar
 
+import torch
+
 from core.errors import Cancelled
 from models.base import Item, Output
 
 _items: ContextVar[Sequence[Item]] = ContextVar("items", default=())
 _beat: ContextVar[Callable[[], None] | None] = ContextVar("beat", default=None)
 _renew: ContextVar[Callable[[bool], None] | None] = ContextVar("renew", default=None)
+_recalled: ContextVar[Callable[[], bool]] = ContextVar("recalled", default=lambda: False)
 
 
 class Abandoned(Exception):
@@ -25,6 +28,20 @@ class Abandoned(Exception):
 
 class OutOfTime(Exception):
     """What is being computed has run for as long as it may."""
+
+
+class Later(Exception):
+    """Stands for the result of an item that was not begun, because the master wants it back."""
+
+
+@contextlib.contextmanager
+def recallable(recalled: Callable[[], bool]) -> Iterator[None]:
+    """Within this block no further part is begun once `recalled` is true."""
+    token = _recalled.set(recalled)
+    try:
+        yield
+    finally:
+        _recalled.reset(token)
 
 
 @contextlib.contextmanager
@@ -66,19 +83,33 @@ def next_part(*, long: bool = False) -> None:
     checkpoint()
 
 
+def parts(items: Sequence[Item], device: torch.device, most: int) -> list[Sequence[Item]]:
+    """The items as they are computed together: one by one on a CPU, where a wider batch gains nothing and leaves the
+    caches; at most `most` on a GPU."""
+    size = max(1, most) if device.type == "cuda" else 1
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
 def in_parts(
     parts: Iterable[Sequence[Item]], work: Callable[[Sequence[Item]], Sequence[Output | Exception]]
 ) -> list[Output | Exception]:
-    """What `work` gives for each part, one behind the other. A part is left when all its items were cancelled, and
-    `Cancelled` stands for each of them; the others go on."""
+    """What `work` gives for each part, one behind the other; each item is handed over as its part is done. A part is
+    left when all its items were cancelled, and `Cancelled` stands for each of them; the others go on. When the batch is
+    recalled, `Later` stands for those of the parts that were not begun; the first always is."""
     done: list[Output | Exception] = []
     for part in parts:
+        if done and _recalled.get()():
+            done += [Later() for _ in part]
+            continue
         try:
             with wanted_for(part):
                 checkpoint()
-                done += work(part)
+                results = list(work(part))
         except Abandoned:
-            done += [cancelled() for _ in part]
+            results = [cancelled() for _ in part]
+        for item, result in zip(part, results, strict=True):
+            item.done(result)
+        done += results
     return done
 
 

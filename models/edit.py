@@ -15,7 +15,7 @@ from torch import Tensor
 from core.recipe import Operation, read_prompt, read_recipe
 from core.vocabulary import STAGES
 from models.base import Adapter, Item, Output
-from models.checkpoint import in_parts
+from models.checkpoint import in_parts, parts
 from models.effects import EFFECTS
 from models.fields import Grid, mix_seed
 from models.filters import resize
@@ -37,7 +37,7 @@ class Edit(Adapter):
     @torch.inference_mode()
     def run(self, items: Sequence[Item]) -> list[Output | Exception]:
         """Raises `InvalidParameter` when a prompt is not understood."""
-        return in_parts(chunks(items), self._run_part)
+        return in_parts(chunks(items, self.device), self._run_part)
 
     def _run_part(self, items: Sequence[Item]) -> list[Output]:
         recipes = [read_recipe(item.params["prompt"], item.params.get("negative_prompt", "")) for item in items]
@@ -65,13 +65,12 @@ class Edit(Adapter):
         return batch
 
 
-def chunks(items: Sequence[Item], pixels: int = CHUNK_PIXELS) -> list[Sequence[Item]]:
+def chunks(items: Sequence[Item], device: torch.device) -> list[Sequence[Item]]:
     """The items in parts whose pixels fit the memory that one pass may take."""
     if not items or items[0].image is None:
         return []
     h, w = items[0].image.shape[:2]
-    size = max(1, pixels // (h * w))
-    return [items[i : i + size] for i in range(0, len(items), size)]
+    return parts(items, device, CHUNK_PIXELS // (h * w))
 
 
 def working_size(height: int, width: int, max_side: int) -> tuple[int, int]:

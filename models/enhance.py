@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.base import Adapter, Item, Output
-from models.checkpoint import checkpoint, in_parts
+from models.checkpoint import checkpoint, in_parts, parts
 from models.tensors import blur, guided_filter, per_item, rgb_to_ycbcr, stack, to_uint8, ycbcr_to_rgb
 from models.wishes import granted
 
@@ -35,13 +35,13 @@ class Enhance(Adapter):
 
     def run(self, items: Sequence[Item]) -> list[Output | Exception]:
         """Outputs of the items' size."""
-        items = granted(items, self.device)
         assert items[0].image is not None
         height, width = items[0].image.shape[:2]
-        size = max(1, (TILE + 2 * MARGIN) ** 2 // (height * width))
-        return in_parts((items[start : start + size] for start in range(0, len(items), size)), self._run_part)
+        most = (TILE + 2 * MARGIN) ** 2 // (height * width)
+        return in_parts(parts(items, self.device, most), self._run_part)
 
     def _run_part(self, items: Sequence[Item]) -> list[Output]:
+        items = granted(items, self.device)
         images = [item.image for item in items if item.image is not None]
         batch = stack(images, self.device)
         height, width = batch.shape[2:]

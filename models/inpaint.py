@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from models.base import Adapter, Item, Output
-from models.checkpoint import Abandoned, cancelled, checkpoint, wanted_for
+from models.checkpoint import Abandoned, cancelled, checkpoint, in_parts, parts, wanted_for
 from models.patchmatch import Level, complete, dilate, mix, pull_push, pyramid
 from models.tensors import stack
 
@@ -38,8 +38,11 @@ class Inpaint(Adapter):
         self.run([Item({"seed": 0, "patch": 5, "rounds": 1}, image, mask)])
 
     def run(self, items: Sequence[Item]) -> list[Output | Exception]:
-        """Outputs of the items' size, `Cancelled` in place of those that nobody wants any more. Items that share patch
-        and rounds are searched together."""
+        """Outputs of the items' size, `Cancelled` in place of those that nobody wants any more. On a GPU items that
+        share patch and rounds are searched together."""
+        return in_parts(parts(items, self.device, len(items)), self._run_part)
+
+    def _run_part(self, items: Sequence[Item]) -> list[Output | Exception]:
         images = [item.image for item in items if item.image is not None]
         blank = np.zeros(images[0].shape[:2], np.uint8)
         masks = [blank if item.mask is None else _sharpened(item.mask, item.params) for item in items]

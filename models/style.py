@@ -36,7 +36,7 @@ class _Style(Adapter):
 
     @torch.inference_mode()
     def run(self, items: Sequence[Item]) -> list[Output | Exception]:
-        return in_parts(chunks(items), self._run_part)
+        return in_parts(chunks(items, self.device), self._run_part)
 
     def _run_part(self, items: Sequence[Item]) -> list[Output]:
         recipes = [self._wishes(item) for item in items]

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.base import Adapter, Item, Output
-from models.checkpoint import Abandoned, cancelled, checkpoint, in_parts
+from models.checkpoint import Abandoned, cancelled, checkpoint, in_parts, parts
 from models.tensors import pad, per_item, rgb_to_ycbcr, stack, to_uint8, ycbcr_to_rgb
 from models.wishes import granted
 
@@ -37,22 +37,21 @@ class Upscale(Adapter):
 
     def run(self, items: Sequence[Item]) -> list[Output | Exception]:
         """Outputs of `scale` times the items' size. Items that share scale and steps run as one tensor."""
-        items = granted(items, self.device)
-        groups: dict[tuple[int, int], list[int]] = defaultdict(list)
-        for number, item in enumerate(items):
-            groups[int(item.params["scale"]), int(item.params["steps"])].append(number)
-        parts: list[list[int]] = []
+        groups: dict[tuple[int, int], list[Item]] = defaultdict(list)
+        for item in items:
+            groups[int(item.params["scale"]), int(item.params["steps"])].append(item)
         assert items[0].image is not None
-        for (scale, _), numbers in groups.items():
-            tile = math.prod(min(TILE + 2 * MARGIN, side) * scale for side in items[0].image.shape[:2])
-            size = max(1, AT_ONCE // tile)
-            parts += [numbers[start : start + size] for start in range(0, len(numbers), size)]
-        outputs = in_parts(([items[number] for number in part] for part in parts), self._run_part)
-        by_number = dict(zip(itertools.chain(*parts), outputs, strict=True))
-        return [by_number[number] for number in range(len(items))]
+        sides, some = items[0].image.shape[:2], []
+        for (scale, _), group in groups.items():
+            tile = math.prod(min(TILE + 2 * MARGIN, side) * scale for side in sides)
+            some += parts(group, self.device, AT_ONCE // tile)
+        outputs = in_parts(some, self._run_part)
+        by_item = {id(item): output for item, output in zip(itertools.chain(*some), outputs, strict=True)}
+        return [by_item[id(item)] for item in items]
 
     def _run_part(self, items: Sequence[Item]) -> list[Output | Exception]:
         """Items of one scale and as many steps. One that is cancelled is left out of the tiles that follow."""
+        items = granted(items, self.device)
         scale, steps = int(items[0].params["scale"]), int(items[0].params["steps"])
         small = stack([item.image for item in items if item.image is not None], self.device)
         height, width = small.shape[2:]

@@ -30,7 +30,7 @@ def granted(items: Sequence[Item], device: torch.device) -> list[Item]:
     recipes = [wishes(item) for item in items]
     wishing = [number for number, recipe in enumerate(recipes) if recipe]
     done = list(items)
-    for part in chunks([items[number] for number in wishing]):
+    for part in chunks([items[number] for number in wishing], device):
         numbers, wishing = wishing[: len(part)], wishing[len(part) :]
         plain = [Item({}, cancelled=item.cancelled) for item in part]  # the model's own strength is not the edit's
         edited = to_uint8(apply_recipes(to_float(part, device), plain, [recipes[number] for number in numbers]))

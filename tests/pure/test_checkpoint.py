@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from core.errors import Cancelled
 from models.base import Item, Output
-from models.checkpoint import Abandoned, OutOfTime, beating, checkpoint, wanted_for
+from models.checkpoint import Abandoned, Later, OutOfTime, beating, checkpoint, parts, recallable, wanted_for
 from tests.pure.model_kit import adapter, item, photo, photo_mask
 
 SIZE = (208, 144)
@@ -91,3 +92,28 @@ def test_a_model_that_takes_too_long_is_ended_at_a_checkpoint(name: str) -> None
         adapter(name).run([ask(name, Wish()), ask(name, Wish())])
     checkpoint()
     assert beats == 4, "outside of the block nobody counts"
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_items_run_one_by_one_on_a_cpu_are_handed_over_one_by_one_and_the_rest_can_be_recalled(name: str) -> None:
+    handed: list[Any] = []
+    asked = [ask(name, Wish(), picture) for picture in ("cat", "rocket", "coffee")]
+    for one in asked:
+        one.done = handed.append
+    with recallable(lambda: len(handed) >= 2):
+        outputs = adapter(name).run(asked)
+    assert len(handed) == 2, "each was handed over before the next began"
+    assert isinstance(outputs[0], Output) and isinstance(outputs[1], Output) and isinstance(outputs[2], Later)
+
+
+def test_the_first_part_is_always_run_so_that_a_recalled_batch_has_done_something() -> None:
+    with recallable(lambda: True):
+        outputs = adapter("style_aged").run([ask("style_aged", Wish()) for _ in range(2)])
+    assert isinstance(outputs[0], Output) and isinstance(outputs[1], Later)
+
+
+def test_a_gpu_still_computes_as_many_together_as_fit() -> None:
+    items = [Item({}) for _ in range(5)]
+    assert [len(part) for part in parts(items, torch.device("cuda"), 2)] == [2, 2, 1]
+    assert [len(part) for part in parts(items, torch.device("cuda"), 0)] == [1] * 5
+    assert [len(part) for part in parts(items, torch.device("cpu"), 4)] == [1] * 5
