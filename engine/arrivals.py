@@ -93,9 +93,9 @@ class Arrivals:
             case ItemsDone(batch, items):
                 for finished in items:
                     self._item_done((worker, incarnation, batch), finished)
-            case BatchDone(batch, seconds):
+            case BatchDone(batch, seconds, returned):
                 self._flights.land((worker, incarnation, batch))
-                self._tell(BatchEnded(worker, incarnation, batch, seconds))
+                self._tell(BatchEnded(worker, incarnation, batch, seconds, returned))
             case BatchDidNotFit(batch, text):
                 self._flights.land((worker, incarnation, batch))
                 self._tell(BatchOutOfMemory(worker, incarnation, batch, text))

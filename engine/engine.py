@@ -52,14 +52,14 @@ from engine.results import Loan, ResultBody, stored_result
 from engine.shutdown import Shutdown, draining_error
 from engine.thumbnails import Thumbnails
 from scheduler.admission import Admission, Grant
-from scheduler.commands import Command, Dispatch, Finish, Requeue, Restart, Revoke
+from scheduler.commands import Command, Dispatch, Finish, Recall, Requeue, Restart, Revoke
 from scheduler.events import Cancelled, Event, Submitted, Tick
 from scheduler.scheduler import Scheduler
 from store.loras import StoredLoras
 from store.saved import SavedImages
 from workers.arena import Arena
 from workers.contract import WorkerPool
-from workers.messages import Drop
+from workers.messages import Drop, GiveBack
 from workers.monitor import Monitor, Reading
 
 log = structlog.get_logger("engine")
@@ -461,6 +461,8 @@ class Engine:
                     self._shutdown.leave_waiting(live)
             case Revoke(worker, incarnation, batch, job):
                 self.pool.send(worker, incarnation, Drop(batch, job))
+            case Recall(worker, incarnation, batch):
+                self.pool.send(worker, incarnation, GiveBack(batch))
             case Restart(worker, incarnation, why):
                 self.pool.kill(worker, incarnation, why)
 

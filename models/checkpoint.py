@@ -91,13 +91,13 @@ def parts(items: Sequence[Item], device: torch.device, most: int) -> list[Sequen
 
 
 def in_parts(
-    parts: Iterable[Sequence[Item]], work: Callable[[Sequence[Item]], Sequence[Output | Exception]]
+    split: Iterable[Sequence[Item]], work: Callable[[Sequence[Item]], Sequence[Output | Exception]]
 ) -> list[Output | Exception]:
     """What `work` gives for each part, one behind the other; each item is handed over as its part is done. A part is
     left when all its items were cancelled, and `Cancelled` stands for each of them; the others go on. When the batch is
     recalled, `Later` stands for those of the parts that were not begun; the first always is."""
     done: list[Output | Exception] = []
-    for part in parts:
+    for part in split:
         if done and _recalled.get()():
             done += [Later() for _ in part]
             continue

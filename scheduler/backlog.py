@@ -19,9 +19,10 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from heapq import heappop, heappush
 
+from core.request import Priority
 from core.ticket import Group
 from scheduler.agenda import Agenda
-from scheduler.pace import Arrivals, Curve
+from scheduler.pace import Arrivals, Curve, Widths
 from scheduler.work import Job
 
 
@@ -31,7 +32,7 @@ class GroupQueue:
     cost: of its latest job. caps: by worker name, the most items that fitted its memory where the group's own limit
     did not. running: jobs in flight."""
 
-    __slots__ = ("arrivals", "caps", "cost", "count", "curve", "group", "lanes", "running")
+    __slots__ = ("arrivals", "caps", "cost", "count", "curve", "group", "lanes", "running", "widths")
 
     def __init__(self, group: Group) -> None:
         self.group = group
@@ -40,6 +41,7 @@ class GroupQueue:
         self.running = 0
         self.cost = 1.0
         self.curve = Curve()
+        self.widths = Widths()
         self.arrivals = Arrivals()
         self.caps: dict[str, int] = {}
 
@@ -224,6 +226,11 @@ class Backlog:
         lane = flow.order.first() if flow is not None else None
         assert lane is not None
         return lane.queue
+
+    @property
+    def urgent(self) -> bool:
+        """It is the turn of a P0 job."""
+        return self.count > 0 and self._first_rank(self.ranks).priority == Priority.URGENT
 
     def take(self, queue: GroupQueue, most: int) -> list[Job]:
         """Take up to `most` jobs of a group, each the one whose turn it is among those of the group."""

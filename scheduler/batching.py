@@ -8,6 +8,7 @@ partial one at the last moment. What is not yet handed out can still be filled u
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 
 from scheduler.backlog import GroupQueue
 from scheduler.config import SchedulerConfig
@@ -16,6 +17,7 @@ from scheduler.roster import Worker
 RETURN = 2.0  # a wait must bring so many times what it costs: it also keeps the device from later work
 SHARED = 0.85  # small batches cost more than one: sharing must bring the end of all so much nearer
 LAST_MOMENT = 0.002  # seconds before a batch ends at which what follows must be sent, at the least
+ALONE, BESIDE_OTHERS = 10.0, 2.0  # seconds of the longest batch while one group waits, or several do
 BURST = 2.0  # typical gaps without an arrival after which a burst counts as over
 
 
@@ -25,6 +27,20 @@ def hold_until(queue: GroupQueue, since: float, until_free: float, config: Sched
     if not _pays(queue, wait, until_free):
         return since
     return min(start + BURST * wait, max(since, queue.oldest) + config.max_queue_delay)
+
+
+def widest(queue: GroupQueue, worker: Worker, only: bool, now: float, config: SchedulerConfig) -> int:
+    """How many jobs a batch may hold there: what fits, no wider than pays, and no longer than `longest_batch`; one is
+    always allowed."""
+    most = queue.widths.most(queue.room(worker.name), now)
+    longest = config.longest_batch or (ALONE if only else BESIDE_OTHERS)
+
+    def seconds(jobs: int) -> float:
+        return (worker.pace or 1.0) * (queue.curve.seconds(jobs * queue.cost) or 0.0)
+
+    if seconds(most) <= longest:
+        return most
+    return max(1, bisect_right(range(1, most + 1), longest, key=seconds))
 
 
 def portion(queue: GroupQueue, most: int, idle: int, devices: int, until_free: float) -> int:

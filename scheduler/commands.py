@@ -32,8 +32,18 @@ class Revoke:
 
 
 @dataclass(frozen=True, slots=True)
+class Recall:
+    """What that batch has not begun is wanted back: the worker ends it where it can, and `BatchEnded` tells which jobs
+    it has not begun. A batch that cannot be left between two of its jobs ends as it would have."""
+
+    worker: str
+    incarnation: int
+    batch: int
+
+
+@dataclass(frozen=True, slots=True)
 class Requeue:
-    """The job was in flight and waits again (its worker was lost, or its batch was halved)."""
+    """The job was in flight and waits again (its worker was lost, its batch was halved, or it was recalled)."""
 
     job: str
     why: str
@@ -57,4 +67,4 @@ class Restart:
     why: str
 
 
-Command = Dispatch | Revoke | Requeue | Finish | Restart
+Command = Dispatch | Revoke | Recall | Requeue | Finish | Restart

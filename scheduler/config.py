@@ -10,6 +10,8 @@ class SchedulerConfig:
     """All times are seconds.
 
     max_queue_delay: the longest a job is held back for a fuller batch while a device is idle (0: never held).
+    longest_batch: no batch of several jobs is expected to take longer (0: 2 s while several groups wait, else 10 s).
+    recall_from: of a batch that goes on for longer than this, the rest is recalled for a P0 job or for an idle worker.
     shares: how the priorities P0-P3 share the devices by cost when all of them wait.
     margin: an idle device more than this many times slower than the quickest idle one is passed over.
     prefetch_lead: how long before its running batch ends a worker may be given a full one to follow.
@@ -22,6 +24,8 @@ class SchedulerConfig:
     """
 
     max_queue_delay: float = 0.05
+    longest_batch: float = 0.0
+    recall_from: float = 0.5
     shares: tuple[float, float, float, float] = (5.0, 3.0, 1.0, 1.0)
     margin: float = 1.5
     prefetch_lead: float = 0.1

@@ -39,12 +39,14 @@ class ItemEnded:
 @dataclass(frozen=True, slots=True)
 class BatchEnded:
     """The worker is done with a batch: its slot is free. `seconds` is the time the batch took in the device loop. Every
-    job of it has had its `ItemEnded` before (jobs that have not are put back to the front: the worker lied)."""
+    job of it has had its `ItemEnded` before (jobs that have not are put back to the front: the worker lied), but those
+    `returned` after a `Recall`, which it has not begun."""
 
     worker: str
     incarnation: int
     batch: int
     seconds: float
+    returned: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

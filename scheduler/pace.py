@@ -11,6 +11,9 @@ import math
 
 FAR = 4.0  # a measurement this many times off is not noise: a model was loaded, a device changed its clock
 LATELY = 16  # batches
+WORSE = 1.15  # a width at which a job costs so many times more than at a narrower one does not pay
+SURE = 3  # measurements of a width without which nothing is concluded
+DOUBTED = 300.0  # seconds after which a width is tried again
 
 
 class Curve:
@@ -44,6 +47,34 @@ class Curve:
     def forget(self) -> None:
         """What was measured so far is worthless."""
         self.__init__()  # type: ignore[misc]
+
+
+class Widths:
+    """What a job costs by how many share its batch: seconds for a cost of 1 at pace 1. Widths up to the same power of
+    two count as one."""
+
+    __slots__ = ("_known",)
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[float, int, float]] = {}  # seconds, measurements, when last
+
+    def learn(self, size: int, each: float, now: float) -> None:
+        """A batch of `size` jobs took so many seconds for each unit of cost."""
+        width = 1 << (size - 1).bit_length()
+        old, count, _ = self._known.get(width, (each, 0, now))
+        self._known[width] = old + (each - old) * max(1 / (count + 1), 0.2), count + 1, now
+
+    def most(self, most: int, now: float) -> int:
+        """How wide a batch of at most `most` jobs may be: no wider than the first width at which a job was found to
+        cost clearly more than at a narrower one. What was found long ago is tried again."""
+        best, allowed = math.inf, 1
+        for width, (each, count, when) in sorted(self._known.items()):
+            if count >= SURE and now - when < DOUBTED:
+                if each > WORSE * best:
+                    return min(most, allowed)
+                best = min(best, each)
+            allowed = width
+        return most
 
 
 def learn(curve: Curve, pace: float | None, cost: float, seconds: float) -> float:

@@ -145,6 +145,7 @@ class Roster:
         self._urgent: Agenda[Worker] = Agenda(lambda worker: worker.load)
         self._kept: Worker | None = None
         self._ending: Agenda[Worker] = Agenda(lambda worker: worker.ends)
+        self._longest: Agenda[Worker] = Agenda(lambda worker: -worker.ends)
         self._running: Agenda[Worker] = Agenda(lambda worker: worker.hangs)
 
     def worker(self, name: str) -> Worker:
@@ -176,6 +177,7 @@ class Roster:
         _list(self._ending, worker, ready and 0 < busy < SLOTS)
         _list(self._seated, worker, ready and seated < self._seats)
         _list(self._urgent, worker, ready and seated < self._all_seats)
+        _list(self._longest, worker, worker.alive and busy > 0 and not worker.hung)
         _list(self._running, worker, bool(busy or seated) and not worker.hung)
 
     @property
@@ -238,6 +240,18 @@ class Roster:
             self._ending.discard(worker)
         return None
 
+    def next_recall(self) -> Worker | None:
+        """The worker that should hold what it has for the longest, if there is more to it than what it computes now.
+        Nothing is asked back twice, nor from a suspect or an urgent job."""
+        while (worker := self._longest.first()) is not None:
+            held = worker.batches
+            if sum(len(batch.jobs) for batch in held) > 1 and not any(
+                batch.recalled or batch.alone or batch.urgent for batch in held
+            ):
+                return worker
+            self._longest.discard(worker)
+        return None
+
     def next_end(self) -> float:
         """When the first of the busy open workers should be free; infinite when unknown."""
         worker = self._ending.first()
@@ -263,7 +277,7 @@ class Roster:
 
     def check(self) -> None:
         """Every worker is filed where its state belongs."""
-        for agenda in (self._idle, self._empty, self._seated, self._urgent, self._ending, self._running):
+        for agenda in (self._idle, self._empty, self._seated, self._urgent, self._ending, self._longest, self._running):
             agenda.check()
         for worker in self.workers.values():
             held, seats, ready = worker.batches, worker.seats, worker.open

@@ -19,8 +19,8 @@ from core.ticket import Group
 from scheduler import events, verdicts, views
 from scheduler.agenda import Agenda
 from scheduler.backlog import Backlog, GroupQueue
-from scheduler.batching import expected_seconds, hold_until, patience, portion, prefetch_at
-from scheduler.commands import Command, Dispatch, Finish, Requeue, Restart, Revoke
+from scheduler.batching import expected_seconds, hold_until, patience, portion, prefetch_at, widest
+from scheduler.commands import Command, Dispatch, Finish, Recall, Requeue, Restart, Revoke
 from scheduler.config import SchedulerConfig
 from scheduler.pace import learn
 from scheduler.roster import Roster, Worker
@@ -28,6 +28,7 @@ from scheduler.suspects import Blame, Suspects
 from scheduler.work import Batch, Job
 
 CROWDED = 0.05  # of a device's memory: with less of it free, others do not leave us enough
+SPLIT = 3  # jobs of a batch from which on an idle worker is of use to it: one runs, one follows there, one elsewhere
 FRONT = 1 << 40  # a job that goes to the front is numbered before all that arrive
 
 
@@ -46,6 +47,7 @@ class Scheduler:
         self._ended: OrderedDict[str, Job] = OrderedDict()
         self._deadlines: Agenda[Job] = Agenda(_deadline)
         self._wake: float | None = None  # when a held or prefetched batch is due
+        self._asked: Batch | None = None  # the batch that was recalled last
         self._batches = 0
         self._arrivals = 0
         self._commands: list[Command] = []
@@ -106,6 +108,7 @@ class Scheduler:
             self._fill_seats()
         if self.backlog.count:
             self._fill_slots()
+        self._recall()
 
     def suspect_may_go(self) -> bool:
         """A suspect waits, and it is its turn."""
@@ -131,8 +134,8 @@ class Scheduler:
             if worker is None:
                 return
             queue = self.backlog.next_group()
-            most = queue.room(worker.name)
             only = queue.count == self.backlog.count
+            most = widest(queue, worker, only, self.now, self.config)
             if idle and only and queue.count < most and self.roster.idle == 1:
                 due = hold_until(queue, worker.freed, self.roster.next_end() - self.now, self.config)
             else:
@@ -144,6 +147,27 @@ class Scheduler:
                 until_free = self.roster.next_end() - self.now if idle else math.inf
                 most = portion(queue, most, self.roster.idle, self.roster.open, until_free)
             self._dispatch(worker, queue, self.backlog.take(queue, most))
+
+    def _recall(self) -> None:
+        """What a long batch has not begun comes back when it is a P0 job's turn and nobody is free for it, or when a
+        worker has nothing to do. One worker is asked at a time."""
+        urgent = not self.roster.idle and self.backlog.urgent
+        if not urgent and (self.backlog.count or not self.roster.idle):
+            return
+        if self._asked is not None and self._asked in self._asked.worker.batches:
+            return
+        worker = self.roster.next_recall()
+        if worker is None or self._soon(worker.ends) or (urgent and self._soon(self.roster.next_end())):
+            return
+        if not urgent and sum(len(batch.jobs) for batch in worker.batches) < SPLIT:
+            return
+        self._asked = worker.batches[0]
+        for batch in worker.batches:
+            batch.recalled = True
+            self._commands.append(Recall(worker.name, worker.incarnation, batch.number))
+
+    def _soon(self, moment: float) -> bool:
+        return self.now <= moment < self.now + self.config.recall_from
 
     def _dispatch(self, worker: Worker, queue: GroupQueue, jobs: list[Job], *, alone: bool = False) -> None:
         self._batches += 1
@@ -305,7 +329,8 @@ class Scheduler:
         if batch is None:
             return
         worker = batch.worker
-        whole = batch.started is not None and not batch.spoilt and not batch.jobs
+        returned = batch.give_back(event.returned)
+        whole = batch.started is not None and not batch.spoilt and not batch.jobs and batch.size > 0
         batch.group.arrivals.answered(self.now)
         worker.done += 1
         worker.items += batch.size
@@ -314,6 +339,10 @@ class Scheduler:
             self._learn(batch, event.seconds)
         for job in left:
             self._put_back(job, "its batch ended without an answer", "running")
+        for job in returned:
+            job.batch = None
+            if not job.ended:
+                self._put_back(job, "not begun, and better elsewhere")
 
     def _learn(self, batch: Batch, seconds: float) -> None:
         """Take in how long a batch took (a stepped job: its part of the device); a model's first one in an incarnation
@@ -327,6 +356,7 @@ class Scheduler:
                 seconds = min(seconds, whole) if seconds > 0 else whole
         if known or not curve.count:
             worker.pace = learn(curve, worker.pace, batch.cost, seconds)
+            batch.group.widths.learn(batch.size, seconds / worker.pace / batch.cost, self.now)
             worker.measured, worker.doubted = self.now, False
         worker.loaded.add(model)
         self.roster.file(worker)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from core.request import Priority
 from core.ticket import Ticket
 
 if TYPE_CHECKING:
@@ -75,7 +77,7 @@ class Batch:
     said that it goes on; the seconds count from then. unwanted: since when all its unanswered jobs have ended some
     other way. alone: it holds a suspect, and nothing is sent beside it. started: when it became its worker's running
     batch, or got its seat. spoilt: a job of it failed or was revoked, so that its time says nothing about others.
-    parked, warm, share: see `Seats`.
+    recalled: what it has not begun was asked back. parked, warm, share: see `Seats`.
     """
 
     number: int
@@ -92,9 +94,23 @@ class Batch:
     sign: float = -math.inf
     unwanted: float = math.inf
     spoilt: bool = False
+    recalled: bool = False
     parked: bool = False
     warm: bool = False
     share: float = 0.0
+
+    @property
+    def urgent(self) -> bool:
+        """A P0 job is in it."""
+        return any(job.ticket.priority == Priority.URGENT for job in self.jobs.values())
+
+    def give_back(self, names: Sequence[str]) -> list[Job]:
+        """Those of these jobs that it holds; it has never had them."""
+        jobs = [job for name in names if (job := self.jobs.pop(name, None)) is not None]
+        self.size -= len(jobs)
+        self.cost -= sum(job.ticket.cost for job in jobs)
+        self.group.running -= len(jobs)
+        return jobs
 
     @property
     def ends(self) -> float:

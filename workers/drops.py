@@ -1,4 +1,4 @@
-"""Which jobs of which held batches nobody wants any more."""
+"""Which jobs of which held batches nobody wants any more, and which batches are wanted back."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ class Drops:
 
     def __init__(self) -> None:
         self._dropped: dict[int, set[str]] = {}
+        self._recalled: set[int] = set()
 
     def hold(self, batch: int) -> None:
         """The batch has come: its jobs may be dropped from now on."""
@@ -21,6 +22,16 @@ class Drops:
     def forget(self, batch: int) -> None:
         """The batch has ended."""
         self._dropped.pop(batch, None)
+        self._recalled.discard(batch)
+
+    def recall(self, batch: int) -> None:
+        """What the batch has not begun is wanted back. Nothing happens when it is not held."""
+        self._recalled.add(batch)
+        if batch not in self._dropped:  # asked after the adding: it may end at any moment
+            self._recalled.discard(batch)
+
+    def recalled(self, batch: int) -> bool:
+        return batch in self._recalled
 
     def __contains__(self, place: tuple[int, str]) -> bool:
         return place[1] in self._dropped.get(place[0], ())

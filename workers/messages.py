@@ -75,6 +75,14 @@ class Drop:
 
 
 @dataclass(frozen=True, slots=True)
+class GiveBack:
+    """What that batch has not begun is better done elsewhere: end it between two of its parts, and say in `BatchDone`
+    which jobs were not begun."""
+
+    batch: int
+
+
+@dataclass(frozen=True, slots=True)
 class Ping:
     """Answered by the loop that runs batches, when it is idle."""
 
@@ -201,10 +209,12 @@ class ItemsDone:
 @by_position
 @dataclass(frozen=True, slots=True)
 class BatchDone:
-    """Every item of the batch has been answered; `seconds` it spent in the device loop."""
+    """Every item of the batch has been answered, or is `returned` untouched after a `GiveBack`; `seconds` it spent in
+    the device loop."""
 
     batch: int
     seconds: float
+    returned: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +233,7 @@ class Pong:
     memory_peak: int | None = None
 
 
-ToWorker = RunBatch | Drop | Ping | Stop
+ToWorker = RunBatch | Drop | GiveBack | Ping | Stop
 FromWorker = (
     Progress | Ready | BootFailed | Loading | Alive | Stuck | JobProgress | JobParked | JobPreview | StepReport
     | ItemsDone | BatchDone | BatchDidNotFit | Pong

@@ -32,7 +32,7 @@ from core.model import ModelSpec
 from core.request import ImagePart, Span
 from models.base import Adapter, Item, Output
 from models.calls import lacks_memory
-from models.checkpoint import Abandoned, OutOfTime, beating, cancelled, checkpoint, wanted_for
+from models.checkpoint import Abandoned, Later, OutOfTime, beating, cancelled, checkpoint, recallable, wanted_for
 from workers import codecs
 from workers.arena import ArenaView
 from workers.channel import WorkerEnd
@@ -45,6 +45,7 @@ from workers.messages import (
     Drop,
     Finished,
     FromWorker,
+    GiveBack,
     ItemsDone,
     JobProgress,
     Ping,
@@ -84,6 +85,7 @@ class Prepared:
     arrived: float
     decoding: list[Future[Decoded]]
     unanswered: int = 0
+    returned: list[str] = field(default_factory=list)
     seconds: float = 0.0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -171,6 +173,8 @@ class Session:
                             self._take(message)
                         case Drop(batch, job):
                             self._dropped.drop(batch, job)
+                        case GiveBack(batch):
+                            self._dropped.recall(batch)
                         case _:
                             self._queue.put(message)
         except EOFError:
@@ -284,6 +288,9 @@ class Session:
                 self._answer(prepared, Finished(run_item.job, error=self._info(fault, run_item.job, spec)))
         if not ready:
             return
+        if self._dropped.recalled(batch.batch):
+            self._answer(prepared, returned=[item.job for item, _ in ready])
+            return
         began = time.perf_counter()
         handed: dict[str, Future[None]] = {}
         hand_over = partial(self._hand_over, prepared, spec, began, handed)
@@ -303,17 +310,20 @@ class Session:
                 self._dropped.forget(batch.batch)
                 self._channel.send(BatchDidNotFit(batch.batch, message))
             return
-        finished = []
+        finished: list[Finished] = []
+        returned: list[str] = []
         for (run_item, decoded), output in zip(ready, outputs, strict=True):
             if run_item.job in handed or output is None:
                 continue
-            if spec.raw:
+            if isinstance(output, Later):
+                returned.append(run_item.job)
+            elif spec.raw:
                 timings = self._timings(prepared, decoded, began)
                 finished.append(self._store(run_item, decoded, self._checked(output, run_item, spec), timings, spec))
             else:
                 hand_over(run_item, decoded, output)
-        if finished:
-            self._answer(prepared, *finished)
+        if finished or returned:
+            self._answer(prepared, *finished, returned=returned)
 
     def _hand_over(
         self, prepared: Prepared, spec: ModelSpec, began: float, handed: dict[str, Future[None]], item: RunItem,
@@ -354,7 +364,8 @@ class Session:
         try:
             adapter, asked = self.adapter(spec, batch), [item for _, item in items]
             pulse = Pulse(self._channel, batch, spec.timeout)
-            with torch.inference_mode(), wanted_for(asked), beating(pulse, pulse.renew):
+            recalled = partial(self._dropped.recalled, batch)
+            with torch.inference_mode(), wanted_for(asked), beating(pulse, pulse.renew), recallable(recalled):
                 checkpoint()
                 outputs = adapter.run(asked)
             if len(outputs) != len(items):
@@ -444,14 +455,15 @@ class Session:
         except Exception as fault:
             return Finished(item.job, timings=timings, error=self._info(fault, item.job, spec))
 
-    def _answer(self, prepared: Prepared, *finished: Finished) -> None:
-        """Tell the master of items that are done; after the last one, of the batch too."""
-        messages: list[FromWorker] = [ItemsDone(prepared.batch.batch, finished)]
+    def _answer(self, prepared: Prepared, *finished: Finished, returned: Sequence[str] = ()) -> None:
+        """Tell the master of items that are done; after the last one, of the batch and what was not begun of it."""
+        messages: list[FromWorker] = [ItemsDone(prepared.batch.batch, finished)] if finished else []
         with prepared.lock:  # held while sending: what is unanswered when the batch ends counts as lost
-            prepared.unanswered -= len(finished)
+            prepared.returned += returned
+            prepared.unanswered -= len(finished) + len(returned)
             if prepared.unanswered == 0:
                 self._dropped.forget(prepared.batch.batch)
-                messages.append(BatchDone(prepared.batch.batch, prepared.seconds))
+                messages.append(BatchDone(prepared.batch.batch, prepared.seconds, tuple(prepared.returned)))
             self._channel.send(*messages)
 
     # --- faults -----------------------------------------------------------------------------------------------------
