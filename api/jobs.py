@@ -26,6 +26,7 @@ from api.troubles import LOOKS_UP, SERVES_FILE, WAITS, raises
 from core.errors import BadRequest, JobNotFound, ResultGone
 from core.job import Job
 from core.model import ModelSpec, Param
+from core.request import Priority
 from core.settings import Settings
 from core.states import State
 from core.turns import Turn
@@ -158,7 +159,8 @@ def router(engine: Engine, settings: Settings, keepalive: float = 15.0) -> APIRo
         key = read_idempotency_key(request.headers.getlist("idempotency-key"))
         seconds, applied = read_prefer(request.headers.getlist("prefer"))
         max_file = file_limit(who, settings)
-        engine.ask(content_length(dict(request.scope["headers"])) or 0, who.tenant)
+        length, urgent = content_length(dict(request.scope["headers"])) or 0, who.ceiling is Priority.URGENT
+        engine.ask(length, who.tenant, urgent=urgent)
         found = await read_submission(request, max_file)
         asked = await shape_request(
             found, engine.catalogue, who, max_file=max_file, max_pixels=settings.max_pixels, idempotency_key=key

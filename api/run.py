@@ -27,7 +27,7 @@ from core.errors import BadRequest, UnsupportedEncoding
 from core.header import read_header
 from core.job import Job
 from core.model import ModelSpec
-from core.request import ImagePart, ImageRequest
+from core.request import ImagePart, ImageRequest, Priority
 from core.settings import Settings
 from core.turns import copied
 from engine.engine import Engine
@@ -95,14 +95,14 @@ class Run:
         length = content_length(headers)
         if length is not None and length > most:
             raise too_large(most)
-        self._ask(length, who)
+        self._ask(length, who, options.priority)
         body: Body = scope["body"]
         with self._engine.land(most if length is None else length) as landing:
             if length is None:
                 await body.gather(landing, most)
             else:
                 await body.fill(landing, length)
-            permit = self._admit(body.size, who, landing)
+            permit = self._admit(body.size, who, landing, options.priority)
         with permit:
             return await self._image(spec, scope, options, permit, body.size, receive)
 
@@ -111,23 +111,24 @@ class Run:
         who: Caller = scope["caller"]
         found = Submission()
         read_query(found, scope["query_string"])
-        self._ask(content_length(dict(scope["headers"])), who)
+        self._ask(content_length(dict(scope["headers"])), who, who.ceiling)
         most = file_limit(who, self._settings)
         await read_form(found, Headers(scope=scope), Request(scope, whole(receive)).stream(), most)
         options = read_options(spec, who, found.fields)
         parts = await read_parts(spec, found, most, self._settings.max_pixels)
         return await self._run(spec, who, options, parts, None, scope, receive)
 
-    def _ask(self, length: int | None, who: Caller) -> None:
-        """Whether a body of that length may come; one of unknown length where any may."""
+    def _ask(self, length: int | None, who: Caller, priority: Priority) -> None:
+        """Whether a body of that length may come; one of unknown length where any may. `priority`: the most urgent that
+        the request may turn out to have."""
         if length == 0:
             raise _empty()
-        self._engine.ask(length or 0, who.tenant)
+        self._engine.ask(length or 0, who.tenant, urgent=priority is Priority.URGENT)
 
-    def _admit(self, size: int, who: Caller, landing: Landing) -> Permit:
+    def _admit(self, size: int, who: Caller, landing: Landing, priority: Priority) -> Permit:
         if size == 0:
             raise _empty()
-        return self._engine.admit(size, who.tenant, landing=landing)
+        return self._engine.admit(size, who.tenant, landing=landing, urgent=priority is Priority.URGENT)
 
     async def _image(
         self, spec: ModelSpec, scope: Scope, options: Options, permit: Permit, size: int, receive: Receive

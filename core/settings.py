@@ -167,6 +167,8 @@ class Settings(BaseSettings):
         "IOPaint", 1 * GIB, "Most bytes that its users may save under outputs/saved (0: none).", ge=0)
 
     max_queue_delay: Duration = setting("Queue", 0.05, "Longest wait for a fuller batch.", ge=0)
+    longest_batch: Duration = setting(
+        "Queue", 0.0, "Longest batch of several images, as learned (0: 10 s, or 2 s while other groups wait).", ge=0)
     queue_jobs: Count = setting("Queue", 10_000, "Most jobs that may be in the server, waiting or running.", ge=1)
     queue_bytes: Size = setting("Queue", 2 * GIB, "Most bytes of images that those jobs may hold.", ge=MIB)
     tenant_share: float = setting(

@@ -28,7 +28,7 @@ from core.errors import (
 )
 from core.job import Job, new_id
 from core.model import Catalogue, ModelSpec
-from core.request import ImageRequest, Span
+from core.request import ImageRequest, Priority, Span
 from core.settings import Settings
 from core.signing import Signer
 from core.states import State
@@ -179,12 +179,12 @@ class Engine:
 
     # --- what dialects ask ------------------------------------------------------------------------------------------
 
-    def ask(self, size: int, tenant: str = "anonymous") -> None:
+    def ask(self, size: int, tenant: str = "anonymous", *, urgent: bool = False) -> None:
         """Whether a job of `size` bytes would be admitted now; nothing is reserved. For before a body is read: raises
-        as `admit`."""
+        as `admit`. `urgent`: it is, or may turn out to be, of P0, which has some room more."""
         self._check_serving()
         try:
-            self.admission.ask(size, tenant=tenant, caller=_caller())
+            self.admission.ask(size, tenant=tenant, caller=_caller(), urgent=urgent)
         except Overloaded:
             self.metrics.refused("overloaded")
             raise
@@ -193,16 +193,23 @@ class Engine:
         """Room for a body of at most `most` bytes, to be received in shared memory. Raises StorageFull."""
         return Landing(self.arena, most)
 
-    def admit(self, size: int, tenant: str = "anonymous", jobs: int = 1, landing: Landing | None = None) -> Permit:
+    def admit(
+        self, size: int, tenant: str = "anonymous", jobs: int = 1, landing: Landing | None = None, *,
+        urgent: bool = False,
+    ) -> Permit:
         """Room for `jobs` jobs of `size` bytes together. `landing`: where those bytes lie; the permit takes it over.
         Raises Overloaded, Draining or NoDevice, and then holds nothing."""
         self._check_serving()
         try:
-            grant = self.admission.admit(size, jobs=jobs, tenant=tenant, caller=_caller())
+            grant = self.admission.admit(size, jobs=jobs, tenant=tenant, caller=_caller(), urgent=urgent)
         except Overloaded:
             self.metrics.refused("overloaded")
             raise
         return Permit(grant, self.arena, size, landing.hand_over(size) if landing else None)
+
+    def _admit(self, request: ImageRequest) -> Permit:
+        size, urgent = sum(image.size for image in request.images), request.priority is Priority.URGENT
+        return self.admit(size, request.tenant, urgent=urgent)
 
     def _check_serving(self) -> None:
         if self.draining:
@@ -230,7 +237,7 @@ class Engine:
     async def submit(self, request: ImageRequest, permit: Permit | None = None) -> Job:
         """Accept a durable request: on return it is on disk. With an `idempotency_key` an equal earlier request's job
         comes back. Raises what `admit` raises and the idempotency errors."""
-        permit = permit or self.admit(sum(image.size for image in request.images), request.tenant)
+        permit = permit or self._admit(request)
         task = self._loop.create_task(self._submit(request, permit.transfer()))
         return await asyncio.shield(task)  # a client that leaves now leaves a whole job behind, not a half one
 
@@ -267,7 +274,7 @@ class Engine:
         the job at once. `heard(fraction)` is told of progress, `seen(jpeg)` gets the previews, where the request asks
         for them. Raises the job's own error when it failed."""
         spec = self._served(request)
-        with permit or self.admit(sum(image.size for image in request.images), request.tenant) as permit:
+        with permit or self._admit(request) as permit:
             parts, spans = await images_into_arena(self.arena, request.images)
             if self.draining:  # it began while the body was read
                 for taken in spans:

@@ -16,6 +16,7 @@ from scheduler.places import Places
 
 MEMORY = 10.0  # seconds over which the rate of leaving is averaged
 SOONEST, LATEST = 1.0, 60.0  # seconds that a client is told to stay away
+URGENT_PART, URGENT_JOBS = 16, 4  # P0 has a sixteenth more room, at least for four jobs
 UNKNOWN = 5.0  # the same, when nothing has left lately
 SLACK = 1.1  # jobs leave in batches, and faster or slower than lately
 SOON = 2.0  # seconds: newcomers leave room for those who are told to come until then
@@ -64,7 +65,8 @@ class Rate:
 
 class Admission:
     """`jobs` and `bytes` are what is inside now. `tenant_share` (0-1] is the part of either bound that one tenant may
-    hold; its first job always has a place, as far as the whole queue has."""
+    hold; its first job always has a place, as far as the whole queue has. Urgent jobs have some room more, also beyond
+    their tenant's part, so that they get in when all others fill the queue."""
 
     def __init__(self, max_jobs: int, max_bytes: int, *, tenant_share: float = 1.0,
                  clock: Callable[[], float] | None = None) -> None:
@@ -81,14 +83,18 @@ class Admission:
         self._left_jobs, self._left_bytes = Rate(), Rate()
         self.places = Places()
 
-    def admit(self, size: int, *, jobs: int = 1, tenant: str = "anonymous", caller: str = "") -> Grant:
+    def admit(
+        self, size: int, *, jobs: int = 1, tenant: str = "anonymous", caller: str = "", urgent: bool = False
+    ) -> Grant:
         """Room for `jobs` jobs of `size` bytes in all. Raises as `ask`."""
-        self.ask(size, jobs=jobs, tenant=tenant, caller=caller)
+        self.ask(size, jobs=jobs, tenant=tenant, caller=caller, urgent=urgent)
         if self._clock is not None:
             self.places.take(f"{tenant} {caller}", self._clock())
         return self.force(size, jobs=jobs, tenant=tenant)
 
-    def ask(self, size: int, *, jobs: int = 1, tenant: str = "anonymous", caller: str = "") -> None:
+    def ask(
+        self, size: int, *, jobs: int = 1, tenant: str = "anonymous", caller: str = "", urgent: bool = False
+    ) -> None:
         """Raise `TooLarge` when so much would not fit an empty queue either, `Overloaded` when it does not fit now.
         Then a place is kept for the `caller`, a text that is the same when it comes back."""
         if jobs < 1 or size < 0:
@@ -96,12 +102,16 @@ class Admission:
         if jobs > self.max_jobs or size > self.max_bytes:
             raise TooLarge(f"{jobs} jobs of {size} bytes are more than this server ever queues "
                            f"({self.max_jobs} jobs, {self.max_bytes} bytes); send less at once")
-        over_jobs, over_bytes = self.jobs + jobs - self.max_jobs, self.bytes + size - self.max_bytes
-        if over_jobs + self._kept_from(f"{tenant} {caller}") > 0 or over_bytes > 0:
+        more_jobs = max(URGENT_JOBS, self.max_jobs // URGENT_PART) if urgent else 0
+        more_bytes = self.max_bytes // URGENT_PART if urgent else 0
+        over_jobs = self.jobs + jobs - self.max_jobs - more_jobs
+        over_bytes = self.bytes + size - self.max_bytes - more_bytes
+        kept = 0 if urgent else self._kept_from(f"{tenant} {caller}")
+        if over_jobs + kept > 0 or over_bytes > 0:
             raise self._come_back(f"{tenant} {caller}", over_jobs, over_bytes)
         held_jobs, held_bytes = self._jobs_of.get(tenant, 0), self._bytes_of.get(tenant, 0)
-        over_jobs = held_jobs + jobs - max(1, int(self._share * self.max_jobs))
-        over_bytes = held_bytes + size - int(self._share * self.max_bytes)
+        over_jobs = held_jobs + jobs - max(1, int(self._share * self.max_jobs)) - more_jobs
+        over_bytes = held_bytes + size - int(self._share * self.max_bytes) - more_bytes
         if held_jobs and (over_jobs > 0 or over_bytes > 0):
             inside = held_jobs / self.jobs
             raise self._overloaded("your own jobs fill your part of the queue", over_jobs, over_bytes, inside)

@@ -15,7 +15,7 @@ the order of arrival, by its group for filling a batch. Nothing here costs more 
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from heapq import heappop, heappush
 
@@ -30,7 +30,7 @@ class GroupQueue:
     """One group: its lanes by priority, and what has been learned about it.
 
     cost: of its latest job. caps: by worker name, the most items that fitted its memory where the group's own limit
-    did not. running: jobs in flight."""
+    did not. widths: by worker name, what a job costs by the width of its batch. running: jobs in flight."""
 
     __slots__ = ("arrivals", "caps", "cost", "count", "curve", "group", "lanes", "running", "widths")
 
@@ -41,7 +41,7 @@ class GroupQueue:
         self.running = 0
         self.cost = 1.0
         self.curve = Curve()
-        self.widths = Widths()
+        self.widths: defaultdict[str, Widths] = defaultdict(Widths)
         self.arrivals = Arrivals()
         self.caps: dict[str, int] = {}
 

@@ -32,7 +32,7 @@ def hold_until(queue: GroupQueue, since: float, until_free: float, config: Sched
 def widest(queue: GroupQueue, worker: Worker, only: bool, now: float, config: SchedulerConfig) -> int:
     """How many jobs a batch may hold there: what fits, no wider than pays, and no longer than `longest_batch`; one is
     always allowed."""
-    most = queue.widths.most(queue.room(worker.name), now)
+    most = queue.widths[worker.name].most(queue.room(worker.name), now)
     longest = config.longest_batch or (ALONE if only else BESIDE_OTHERS)
 
     def seconds(jobs: int) -> float:

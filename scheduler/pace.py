@@ -50,8 +50,8 @@ class Curve:
 
 
 class Widths:
-    """What a job costs by how many share its batch: seconds for a cost of 1 at pace 1. Widths up to the same power of
-    two count as one."""
+    """What a job of a group costs at one worker by how many share its batch: seconds for a cost of 1. Widths up to the
+    same power of two count as one. Not shared among workers: a CPU gains nothing where a GPU gains most."""
 
     __slots__ = ("_known",)
 

@@ -356,7 +356,7 @@ class Scheduler:
                 seconds = min(seconds, whole) if seconds > 0 else whole
         if known or not curve.count:
             worker.pace = learn(curve, worker.pace, batch.cost, seconds)
-            batch.group.widths.learn(batch.size, seconds / worker.pace / batch.cost, self.now)
+            batch.group.widths[worker.name].learn(batch.size, seconds / batch.cost, self.now)
             worker.measured, worker.doubted = self.now, False
         worker.loaded.add(model)
         self.roster.file(worker)

@@ -21,7 +21,7 @@ from random import Random
 
 from core.request import Priority
 from core.ticket import Group, Ticket
-from scheduler.commands import Command, Dispatch, Finish, Requeue, Restart, Revoke
+from scheduler.commands import Command, Dispatch, Finish, Recall, Requeue, Restart, Revoke
 from scheduler.events import (
     BatchEnded,
     BatchOutOfMemory,
@@ -44,6 +44,8 @@ class Device:
     """A device that takes `slowness x (fixed + each x cost)` seconds for a batch, and for a forward of its stepped jobs
     `slowness x (forward + row x jobs)`, give or take `jitter` of it. A stepped job needs as many forwards as it costs.
 
+    one_by_one: the jobs of a batch run one behind the other, and what is not begun of a recalled batch comes back.
+    crowding: by how much of `each` a job costs more for every companion.
     crash, hang: the chance of either per batch and per forward. memory: batches of more items do not fit. boot: seconds
     that a restart takes.
     """
@@ -55,6 +57,8 @@ class Device:
     forward: float = 0.01
     row: float = 0.002
     jitter: float = 0.0
+    one_by_one: bool = False
+    crowding: float = 0.0
     crash: float = 0.0
     hang: float = 0.0
     memory: int = 1_000
@@ -148,6 +152,7 @@ class _Life:
         self.held: deque[Dispatch] = deque()
         self.seats: dict[int, _Seat] = {}
         self.owed = 0.0
+        self.recalled: set[int] = set()
         self.busy = False
         self.dead = False
 
@@ -274,6 +279,8 @@ class Simulation:
             seat = self._lives[command.worker].seats.get(command.batch)
             if seat is not None:
                 seat.left = min(seat.left, 1)
+        elif isinstance(command, Recall):
+            self._lives[command.worker].recalled.add(command.batch)
         elif isinstance(command, Restart):
             self.report.restarts += 1
             self._die(self._lives[command.worker], "hung")
@@ -319,8 +326,11 @@ class Simulation:
             batch = life.held[0]
             self.report.batches += 1
             self.report.items += len(batch.tickets)
-            seconds = device.fixed + device.each * sum(ticket.cost for ticket in batch.tickets)
-            if len(batch.tickets) > device.memory:
+            crowded = device.each * (1 + device.crowding * (len(batch.tickets) - 1))
+            seconds = device.fixed + crowded * sum(ticket.cost for ticket in batch.tickets)
+            if device.one_by_one:
+                self._one(life, batch, 0, 0.0)
+            elif len(batch.tickets) > device.memory:
                 self.at(self.now + self._latency, lambda: self._answer_no_memory(life))
             else:
                 self._compute(life, batch.tickets, seconds, lambda took: self._finish(life, took))
@@ -345,6 +355,17 @@ class Simulation:
         else:
             self.at(self.now + seconds, lambda: then(seconds))
 
+    def _one(self, life: _Life, batch: Dispatch, number: int, before: float) -> None:
+        """The next job of a batch whose jobs run one by one, if there is one and the batch was not recalled."""
+        if life.dead:
+            return
+        if number == len(batch.tickets) or batch.batch in life.recalled:
+            self._finish(life, before, number)
+            return
+        ticket, device = batch.tickets[number], life.device
+        seconds = device.each * ticket.cost + (0.0 if number else device.fixed)
+        self._compute(life, [ticket], seconds, lambda took: self._one(life, batch, number + 1, before + took))
+
     def _step(self, life: _Life, seats: Sequence[_Seat], seconds: float) -> None:
         if life.dead:
             return
@@ -360,23 +381,26 @@ class Simulation:
                 self.at(self.now + self._latency, lambda seat=seat: self._answer(life, seat.order, 0.0))  # type: ignore[misc]
         self._next(life)
 
-    def _finish(self, life: _Life, seconds: float) -> None:
+    def _finish(self, life: _Life, seconds: float, begun: int | None = None) -> None:
+        """The batch is through, or its first `begun` jobs are and the others go back."""
         if life.dead:
             return
         batch = life.held.popleft()
+        done = batch.tickets[:begun]
         life.busy, life.owed = False, seconds
         self.report.busy[life.device.name] += seconds  # type: ignore[assignment]
-        self.report.done[life.device.name] += len(batch.tickets)
+        self.report.done[life.device.name] += len(done)
         self._next(life)
-        self.at(self.now + self._latency, lambda: self._answer(life, batch, seconds))
+        self.at(self.now + self._latency, lambda: self._answer(life, batch, seconds, begun))
 
-    def _answer(self, life: _Life, batch: Dispatch, seconds: float) -> None:
+    def _answer(self, life: _Life, batch: Dispatch, seconds: float, begun: int | None = None) -> None:
         name, incarnation = life.device.name, life.incarnation
-        for ticket in batch.tickets:
+        done, left = batch.tickets[:begun], batch.tickets[len(batch.tickets) if begun is None else begun :]
+        for ticket in done:
             self._tell(ItemEnded(name, incarnation, batch.batch, ticket.id))
-        self._tell(BatchEnded(name, incarnation, batch.batch, seconds))
+        self._tell(BatchEnded(name, incarnation, batch.batch, seconds, tuple(ticket.id for ticket in left)))
         if not life.dead:
-            for ticket in batch.tickets:
+            for ticket in done:
                 self._ended(ticket.id, "succeeded")
 
     def _answer_no_memory(self, life: _Life) -> None:
