@@ -21,7 +21,7 @@ from bench.servers import ROOT
 
 PAGE = ROOT / "docs" / "performance.md"
 ORDER = (
-    "overhead", "image", "inpaint", "scheduler", "diffusion", "diffusion_worker", "hub", "lora", "denoiser",
+    "overhead", "image", "widths", "inpaint", "scheduler", "diffusion", "diffusion_worker", "hub", "lora", "denoiser",
     "denoiser_cpu", "hot_path", "liveness", "pairs", "recovery", "idle", "memory",
 )  # fmt: skip
 Result = Mapping[str, Any]
