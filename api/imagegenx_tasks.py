@@ -26,7 +26,7 @@ from api.callbacks import Callbacks
 from api.images import read_image
 from core.errors import IdempotencyInFlight, IdempotencyMismatch, ImagePoolError, JobNotFinished, JobNotFound
 from core.job import Job
-from core.request import ImageRequest, OutputFormat, Priority, Watermark
+from core.request import ImageRequest, OutputFormat, Watermark
 from core.states import State
 from engine.engine import Engine
 from engine.results import ResultBody
@@ -186,9 +186,7 @@ class Tasks:
     async def _submit(self, requests: Sequence[ImageRequest]) -> list[Task]:
         with ExitStack() as room:  # for all, before the first is accepted
             permits = [
-                room.enter_context(self._engine.admit(
-                    sum(image.size for image in one.images), one.tenant, urgent=one.priority is Priority.URGENT
-                ))
+                room.enter_context(self._engine.admit(one.size, one.tenant, urgent=one.urgent))
                 for one in requests
             ]
             done = await asyncio.gather(*map(self._engine.submit, requests, permits), return_exceptions=True)

@@ -114,6 +114,15 @@ class ImageRequest:
     client: Mapping[str, Any] = field(default_factory=dict)  # what the dialect wants back in its status answers
 
     @property
+    def size(self) -> int:
+        """Of its images, in encoded bytes."""
+        return sum(image.size for image in self.images)
+
+    @property
+    def urgent(self) -> bool:
+        return self.priority is Priority.URGENT
+
+    @property
     def image(self) -> ImagePart | None:
         """The picture to change; None where one is made from words alone."""
         images = self.images

@@ -28,7 +28,7 @@ from core.errors import (
 )
 from core.job import Job, new_id
 from core.model import Catalogue, ModelSpec
-from core.request import ImageRequest, Priority, Span
+from core.request import ImageRequest, Span
 from core.settings import Settings
 from core.signing import Signer
 from core.states import State
@@ -193,10 +193,8 @@ class Engine:
         """Room for a body of at most `most` bytes, to be received in shared memory. Raises StorageFull."""
         return Landing(self.arena, most)
 
-    def admit(
-        self, size: int, tenant: str = "anonymous", jobs: int = 1, landing: Landing | None = None, *,
-        urgent: bool = False,
-    ) -> Permit:
+    def admit(self, size: int, tenant: str = "anonymous", jobs: int = 1, landing: Landing | None = None, *,
+              urgent: bool = False) -> Permit:
         """Room for `jobs` jobs of `size` bytes together. `landing`: where those bytes lie; the permit takes it over.
         Raises Overloaded, Draining or NoDevice, and then holds nothing."""
         self._check_serving()
@@ -206,10 +204,6 @@ class Engine:
             self.metrics.refused("overloaded")
             raise
         return Permit(grant, self.arena, size, landing.hand_over(size) if landing else None)
-
-    def _admit(self, request: ImageRequest) -> Permit:
-        size, urgent = sum(image.size for image in request.images), request.priority is Priority.URGENT
-        return self.admit(size, request.tenant, urgent=urgent)
 
     def _check_serving(self) -> None:
         if self.draining:
@@ -237,7 +231,7 @@ class Engine:
     async def submit(self, request: ImageRequest, permit: Permit | None = None) -> Job:
         """Accept a durable request: on return it is on disk. With an `idempotency_key` an equal earlier request's job
         comes back. Raises what `admit` raises and the idempotency errors."""
-        permit = permit or self._admit(request)
+        permit = permit or self.admit(request.size, request.tenant, urgent=request.urgent)
         task = self._loop.create_task(self._submit(request, permit.transfer()))
         return await asyncio.shield(task)  # a client that leaves now leaves a whole job behind, not a half one
 
@@ -274,7 +268,7 @@ class Engine:
         the job at once. `heard(fraction)` is told of progress, `seen(jpeg)` gets the previews, where the request asks
         for them. Raises the job's own error when it failed."""
         spec = self._served(request)
-        with permit or self._admit(request) as permit:
+        with permit or self.admit(request.size, request.tenant, urgent=request.urgent) as permit:
             parts, spans = await images_into_arena(self.arena, request.images)
             if self.draining:  # it began while the body was read
                 for taken in spans:

@@ -20,15 +20,15 @@ from scheduler import events, verdicts, views
 from scheduler.agenda import Agenda
 from scheduler.backlog import Backlog, GroupQueue
 from scheduler.batching import expected_seconds, hold_until, patience, portion, prefetch_at, widest
-from scheduler.commands import Command, Dispatch, Finish, Recall, Requeue, Restart, Revoke
+from scheduler.commands import Command, Dispatch, Finish, Requeue, Restart, Revoke
 from scheduler.config import SchedulerConfig
 from scheduler.pace import learn
+from scheduler.recalls import Recalls
 from scheduler.roster import Roster, Worker
 from scheduler.suspects import Blame, Suspects
 from scheduler.work import Batch, Job
 
 CROWDED = 0.05  # of a device's memory: with less of it free, others do not leave us enough
-SPLIT = 3  # jobs of a batch from which on an idle worker is of use to it: one runs, one follows there, one elsewhere
 FRONT = 1 << 40  # a job that goes to the front is numbered before all that arrive
 
 
@@ -47,7 +47,7 @@ class Scheduler:
         self._ended: OrderedDict[str, Job] = OrderedDict()
         self._deadlines: Agenda[Job] = Agenda(_deadline)
         self._wake: float | None = None  # when a held or prefetched batch is due
-        self._asked: Batch | None = None  # the batch that was recalled last
+        self._recalls = Recalls(self.config.recall_from)
         self._batches = 0
         self._arrivals = 0
         self._commands: list[Command] = []
@@ -108,7 +108,7 @@ class Scheduler:
             self._fill_seats()
         if self.backlog.count:
             self._fill_slots()
-        self._recall()
+        self._commands += self._recalls.next(self.roster, self.backlog, self.now)
 
     def suspect_may_go(self) -> bool:
         """A suspect waits, and it is its turn."""
@@ -147,27 +147,6 @@ class Scheduler:
                 until_free = self.roster.next_end() - self.now if idle else math.inf
                 most = portion(queue, most, self.roster.idle, self.roster.open, until_free)
             self._dispatch(worker, queue, self.backlog.take(queue, most))
-
-    def _recall(self) -> None:
-        """What a long batch has not begun comes back when it is a P0 job's turn and nobody is free for it, or when a
-        worker has nothing to do. One worker is asked at a time."""
-        urgent = not self.roster.idle and self.backlog.urgent
-        if not urgent and (self.backlog.count or not self.roster.idle):
-            return
-        if self._asked is not None and self._asked in self._asked.worker.batches:
-            return
-        worker = self.roster.next_recall()
-        if worker is None or self._soon(worker.ends) or (urgent and self._soon(self.roster.next_end())):
-            return
-        if not urgent and sum(len(batch.jobs) for batch in worker.batches) < SPLIT:
-            return
-        self._asked = worker.batches[0]
-        for batch in worker.batches:
-            batch.recalled = True
-            self._commands.append(Recall(worker.name, worker.incarnation, batch.number))
-
-    def _soon(self, moment: float) -> bool:
-        return self.now <= moment < self.now + self.config.recall_from
 
     def _dispatch(self, worker: Worker, queue: GroupQueue, jobs: list[Job], *, alone: bool = False) -> None:
         self._batches += 1
@@ -332,17 +311,14 @@ class Scheduler:
         returned = batch.give_back(event.returned)
         whole = batch.started is not None and not batch.spoilt and not batch.jobs and batch.size > 0
         batch.group.arrivals.answered(self.now)
-        worker.done += 1
-        worker.items += batch.size
+        worker.done, worker.items = worker.done + 1, worker.items + batch.size
         left = self._release(batch)
         if whole:
             self._learn(batch, event.seconds)
         for job in left:
             self._put_back(job, "its batch ended without an answer", "running")
         for job in returned:
-            job.batch = None
-            if not job.ended:
-                self._put_back(job, "not begun, and better elsewhere")
+            self._put_back(job, "not begun, and better elsewhere")
 
     def _learn(self, batch: Batch, seconds: float) -> None:
         """Take in how long a batch took (a stepped job: its part of the device); a model's first one in an incarnation

@@ -105,12 +105,12 @@ class Batch:
         return any(job.ticket.priority == Priority.URGENT for job in self.jobs.values())
 
     def give_back(self, names: Sequence[str]) -> list[Job]:
-        """Those of these jobs that it holds; it has never had them."""
+        """It has never had these jobs: those of them that live."""
         jobs = [job for name in names if (job := self.jobs.pop(name, None)) is not None]
         self.size -= len(jobs)
         self.cost -= sum(job.ticket.cost for job in jobs)
         self.group.running -= len(jobs)
-        return jobs
+        return [job for job in jobs if not job.ended]
 
     @property
     def ends(self) -> float:
