@@ -52,7 +52,7 @@ def job_id(text: str) -> str:
     return found
 
 
-def job_json(job: Job, position: int | None) -> dict[str, Any]:
+def job_json(job: Job, position: int | None, waits_for: str | None = None) -> dict[str, Any]:
     """A job as clients see it. Times are unix seconds; `timings` seconds by stage; links are relative to the host."""
     result, path = job.result, f"/jobs/{job.id}"
     return {
@@ -61,6 +61,7 @@ def job_json(job: Job, position: int | None) -> dict[str, Any]:
         "state": job.state.value,
         "progress": round(job.progress, 4),
         "position": position,
+        "waits_for": waits_for,
         "priority": int(job.request.priority),
         "params": dict(job.request.params),
         "created_at": job.created_at,
@@ -150,7 +151,7 @@ def router(engine: Engine, settings: Settings, keepalive: float = 15.0) -> APIRo
 
     def told(job: Job, status: int = 200, headers: dict[str, str] | None = None) -> Response:
         position = engine.position(job.id) if job.state is State.QUEUED else None
-        return _json(job_json(job, position), status, headers)
+        return _json(job_json(job, position, engine.waits_for(job)), status, headers)
 
     @api.post("/jobs", **openapi.submits())
     async def submit(request: Request) -> Response:

@@ -39,7 +39,7 @@ from workers.messages import (
 log = structlog.get_logger("engine")
 Told = TypeVar("Told")
 
-BLAME: Mapping[str, Literal["outside", "none"]] = {"stopped": "none", "killed": "outside"}
+BLAME: Mapping[str, Literal["outside", "memory", "none"]] = {"stopped": "none", "killed": "outside", "memory": "memory"}
 
 
 class Arrivals:

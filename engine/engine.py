@@ -18,7 +18,6 @@ import structlog
 from core.errors import (
     InvalidParameter,
     ModelFailed,
-    NoDevice,
     Overloaded,
     StorageFailed,
     StorageFull,
@@ -35,7 +34,7 @@ from core.states import State
 from core.ticket import Ticket
 from core.trace import CURRENT
 from core.turns import copied
-from engine import disk, roll, snapshot, watch
+from engine import disk, roll, snapshot, stranded, watch
 from engine.arrivals import Arrivals
 from engine.departures import Departures
 from engine.endings import Endings
@@ -58,7 +57,7 @@ from scheduler.scheduler import Scheduler
 from store.loras import StoredLoras
 from store.saved import SavedImages
 from workers.arena import Arena
-from workers.contract import WorkerPool
+from workers.contract import PoolEvent, WorkerDown, WorkerPool
 from workers.messages import Drop, GiveBack
 from workers.monitor import Monitor, Reading
 
@@ -113,6 +112,7 @@ class Engine:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._followers: set[asyncio.Task[Any]] = set()  # of these, those that tell somebody of an end
         self._shutdown = Shutdown(self, keeper, self._tasks, self._followers)
+        self.send_away = self._shutdown.send_away
 
     def __repr__(self) -> str:
         return f"<Engine {len(self.register.live)} jobs, {len(self.flights)} batches at workers, {self.scheduler!r}>"
@@ -129,7 +129,7 @@ class Engine:
             self._resume(job)
         if recovered:
             log.info("jobs of the former run taken up", count=len(recovered))
-        await self.pool.start(self._arrivals.take_in)
+        await self.pool.start(self._hear_pool)
         self._background(watch.old_jobs(self))
         self._background(disk.watch(self, self._keeper))
         self._background(watch.positions(self))
@@ -166,7 +166,9 @@ class Engine:
         return self._shutdown.announced
 
     def roll(self) -> None:
-        """Replace every worker by a fresh one, one after the other, without refusing or losing anything."""
+        """Replace every worker by a fresh one, one after the other, without refusing or losing anything. Those that
+        were given up are tried again."""
+        self.pool.revive()
         if not self._rolling:
             self._rolling = True
             self._background(self._roll())
@@ -208,9 +210,18 @@ class Engine:
     def _check_serving(self) -> None:
         if self.draining:
             raise draining_error()
-        if not self.up and all(view.state in ("given_up", "stopped") for view in self.pool.view()):
-            raise NoDevice("no device can serve: every worker has been given up; see /system/status for the reasons",
-                           retry_after=60.0)
+        if (fault := stranded.no_device(self)) is not None:
+            raise fault
+
+    def waits_for(self, job: Job) -> str | None:
+        """Why a job that waits does not run, where that is no matter of its turn."""
+        fault = stranded.no_device(self) if job.state is State.QUEUED else None
+        return fault.message if fault else None
+
+    def _hear_pool(self, event: PoolEvent) -> None:
+        self._arrivals.take_in(event)
+        if isinstance(event, WorkerDown):
+            stranded.send_away(self)
 
     @property
     def offered(self) -> Catalogue:
@@ -270,10 +281,11 @@ class Engine:
         spec = self._served(request)
         with permit or self.admit(request.size, request.tenant, urgent=request.urgent) as permit:
             parts, spans = await images_into_arena(self.arena, request.images)
-            if self.draining:  # it began while the body was read
+            fault = draining_error() if self.draining else stranded.no_device(self)
+            if fault is not None:  # it began while the body was read
                 for taken in spans:
                     self.arena.give(taken)
-                raise draining_error()
+                raise fault
             job = self._new_job(replace(request, images=parts, durable=False) if spans or request.durable else request)
             grant, span = permit.hand_over()
         live = self._admit_live(job, spec, grant, [*spans, *([span] if span else [])])

@@ -64,7 +64,7 @@ class Shutdown:
     def leave_waiting(self, live: Live) -> None:
         """This server will not run it any more. A durable job waits for the next start; an ephemeral one ends."""
         if not live.job.request.durable:
-            self._send_away(live, draining_error())
+            self.send_away(live, draining_error())
         elif live.feed:
             live.feed.leave(time.time())
 
@@ -72,7 +72,7 @@ class Shutdown:
         """What still runs is interrupted, and clients hear of it. A durable job runs again at the next start."""
         for live in list(self._engine.register.live.values()):
             if not live.job.request.durable:
-                self._send_away(live, WorkerLost(
+                self.send_away(live, WorkerLost(
                     "the server was stopped before this was done; send the request again", retry_after=10.0
                 ))
             elif live.feed and not live.concluding:
@@ -114,7 +114,8 @@ class Shutdown:
         """Seconds until that stage is over, counted from the end of the grace."""
         return max(0.0, self._end + stage - asyncio.get_running_loop().time())
 
-    def _send_away(self, live: Live, error: ImagePoolError) -> None:
+    def send_away(self, live: Live, error: ImagePoolError) -> None:
+        """An ephemeral job ends with that error."""
         live.job.error = replace(error.info(), details={"retry_after": error.retry_after})
         self._engine.tell(Cancelled(live.job.id))
 

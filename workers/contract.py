@@ -22,12 +22,13 @@ class WorkerUp:
 @dataclass(frozen=True, slots=True)
 class WorkerDown:
     """That incarnation is dead and reaped: it can touch no memory any more. `cause` in words, `kind` for counting and
-    for the blame: what was stopped on purpose is not held against the jobs that it ran, what was killed only half."""
+    for the blame: what was stopped on purpose or killed by somebody else is not held against the jobs that it ran, and
+    what the kernel killed for its memory only half."""
 
     worker: str
     incarnation: int
     cause: str
-    kind: Literal["died", "killed", "hung", "boot_failed", "stopped"] = "died"
+    kind: Literal["died", "killed", "memory", "hung", "boot_failed", "stopped"] = "died"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,9 @@ class WorkerPool(Protocol):
 
     def retire(self, worker: str, incarnation: int) -> None:
         """Ask one to finish what it holds and go; `WorkerDown` of kind stopped follows, then a new incarnation."""
+
+    def revive(self) -> list[str]:
+        """Start the devices that were given up, and say which."""
 
     async def stop(self, grace: float) -> None:
         """Ask all to finish and go; after `grace` seconds kill those that have not."""

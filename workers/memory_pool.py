@@ -46,6 +46,7 @@ class MemoryPool:
         self.facts: Mapping[str, Any] = {}  # that every result comes with
         self._held = False
         self._stopped = False
+        self._given_up = False
         self._listener: Callable[[PoolEvent], None] = lambda _: None
 
     async def start(self, listener: Callable[[PoolEvent], None]) -> None:
@@ -119,6 +120,20 @@ class MemoryPool:
             self._listener(WorkerDown(worker, incarnation, "stopped", "stopped"))
             self._loop.call_soon(self.boot, worker)
 
+    def give_up(self) -> None:
+        """Every worker dies, and none can be started again."""
+        self._given_up = True
+        for worker in self.workers.values():
+            worker.up = False
+            worker.held.clear()
+            self._listener(WorkerDown(worker.name, worker.incarnation, "no driver", "boot_failed"))
+
+    def revive(self) -> list[str]:
+        revived, self._given_up = list(self.workers) if self._given_up else [], False
+        for name in revived:
+            self._loop.call_soon(self.boot, name)
+        return revived
+
     async def stop(self, grace: float) -> None:
         self._stopped = True
         for worker in self.workers.values():
@@ -130,7 +145,8 @@ class MemoryPool:
         return [
             WorkerView(
                 worker=fake.name, index=index, kind="cpu", name="in memory",
-                state="ready" if fake.up else "stopped" if self._stopped else "starting", detail="", pid=None,
+                state="ready" if fake.up else "stopped" if self._stopped else "given_up" if self._given_up
+                else "starting", detail="no driver" if self._given_up else "", pid=None,
                 alive=fake.up, incarnation=fake.incarnation, restarts=max(0, fake.incarnation - 1), progress=1.0,
             )
             for index, fake in enumerate(self.workers.values())

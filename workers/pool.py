@@ -23,6 +23,7 @@ from typing import Any, Literal
 import structlog
 
 from core.model import ModelSpec
+from workers import deaths
 from workers.arena import Arena
 from workers.channel import MasterEnd
 from workers.contract import PoolEvent, Said, WorkerDown, WorkerUp, WorkerView
@@ -48,7 +49,7 @@ from workers.supervisor import Life, Start, Supervisor, SupervisorConfig, Worker
 
 log = structlog.get_logger("pool")
 REAPING = 1.0  # seconds that killed processes have, at a stop, to be gone
-Kind = Literal["died", "killed", "hung", "boot_failed", "stopped"]
+Kind = Literal["died", "killed", "memory", "hung", "boot_failed", "stopped"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +82,7 @@ class Incarnation:
     pinged_at: float | None = None   # an unanswered ping
     boot_error: str | None = None
     killed_for: str | None = None
+    frozen: bool = False             # somebody had stopped it when it was last looked at
     stopping: bool = False
     what: str = "process started"
     loading: str = ""                # a model, for a batch
@@ -117,6 +119,7 @@ class Pool:
         self._config = config
         self._supervisor = Supervisor.of(self._plans, config.supervisor)
         self._living: dict[str, Incarnation] = {}
+        self._oom_kills = deaths.oom_kills()
         self._spawner = ThreadPoolExecutor(1, thread_name_prefix="spawner")
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
@@ -140,6 +143,7 @@ class Pool:
         living = self._living.get(worker)
         if living and living.number == incarnation and living.killed_for is None:
             living.killed_for = why
+            living.frozen = deaths.is_stopped(living.process.pid)
             self._supervisor.dying(worker, why)
             log.warning("worker is killed", device=worker, incarnation=incarnation, why=why)
             living.process.kill()  # its end of the channel closes; _reap follows
@@ -152,6 +156,12 @@ class Pool:
             self._supervisor.dying(worker, "making place for its successor")
             living.channel.send(Stop())
             self._loop.call_later(self._config.retire_timeout, self.kill, worker, incarnation, "did not go when asked")
+
+    def revive(self) -> list[str]:
+        """Start the devices that were given up, and say which."""
+        revived = self._supervisor.revive(self._loop.time())
+        self._reconcile()
+        return revived
 
     async def stop(self, grace: float) -> None:
         self._supervisor.stop()
@@ -309,13 +319,18 @@ class Pool:
                 self._listener(Said(living.worker, living.number, message))
 
     async def _ping_idle_workers(self) -> None:
-        """An idle worker shows in its device loop that it lives; a busy one by finishing its batch in time."""
+        """An idle worker shows in its device loop that it lives; a busy one by finishing its batch in time. One that
+        somebody has stopped is ended either way, at the second look: it may just have been a moment."""
         number = 0
         while True:
             await asyncio.sleep(self._config.ping_interval)
             number += 1
             now = self._loop.time()
             for living in list(self._living.values()):
+                if living.frozen and deaths.is_stopped(living.process.pid):
+                    self.kill(living.worker, living.number, "somebody has stopped it (SIGSTOP)")
+                    continue
+                living.frozen = deaths.is_stopped(living.process.pid)
                 if self._supervisor.lives[living.worker].state is not WorkerState.READY or living.outstanding:
                     continue
                 if living.pinged_at is None:
@@ -333,21 +348,22 @@ class Pool:
             await self._loop.run_in_executor(self._spawner, living.process.join, 0.5)
         code = living.process.exitcode
         living.process.close()
+        before, self._oom_kills = self._oom_kills, deaths.oom_kills()
         if living.printed is not None:
             living.printed.close()
         was_starting = self._supervisor.lives[living.worker].state is WorkerState.STARTING
-        killed = code in (-signal.SIGKILL, -signal.SIGTERM)  # by somebody else, or by the kernel for its memory
-        failed_to_boot = living.boot_error is not None or (was_starting and not killed)
+        end = deaths.blamed_on(code, frozen=living.frozen, before=before, after=self._oom_kills)
+        failed_to_boot = living.boot_error is not None or (was_starting and end == "died")
         cause = living.killed_for or living.boot_error or exit_words(code)
-        kind: Kind = (
-            "hung" if living.killed_for else "boot_failed" if failed_to_boot else "killed" if killed else "died"
-        )
+        ours = living.killed_for is not None and not living.frozen
+        kind: Kind = "hung" if ours else "boot_failed" if failed_to_boot else end
         self._ended(living.worker, living.number, cause, "stopped" if living.stopping else kind)
 
     def _ended(self, worker: str, number: int, cause: str, kind: Kind) -> None:
         self._living.pop(worker, None)
         self._supervisor.exited(
-            worker, self._loop.time(), cause, failed_to_boot=kind == "boot_failed", on_purpose=kind == "stopped"
+            worker, self._loop.time(), cause, failed_to_boot=kind == "boot_failed", on_purpose=kind == "stopped",
+            outside=kind == "killed",
         )
         state = self._supervisor.lives[worker].state.value
         tell = log.info if kind == "stopped" else log.warning

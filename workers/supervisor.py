@@ -3,7 +3,8 @@
 Pure, like the scheduler: time is an argument, starting and killing are somebody else's work. What it knows:
 "cannot boot" (the child says so, or exits by itself before it is ready) differs from "died" (it was ready, or somebody
 killed it). Only the first counts towards giving a device up; both back off exponentially, and a worker that has
-finished a batch since has a clean slate, so that its first restart comes at once.
+finished a batch since has a clean slate, so that its first restart comes at once. What somebody else kills teaches
+nothing and starts again at once. A device that was given up is tried again after a long pause, or when asked to.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ class WorkerState(StrEnum):
     READY = "ready"        # takes batches
     DYING = "dying"        # told to go or killed; not reaped yet
     STOPPED = "stopped"    # ended on purpose, not to be started again
-    GIVEN_UP = "given_up"  # failed to boot too often
+    GIVEN_UP = "given_up"  # failed to boot too often; tried once more at `at`
+
+
+DORMANT = (WorkerState.WAITING, WorkerState.GIVEN_UP)
 
 
 @dataclass(slots=True)
@@ -33,6 +37,7 @@ class Life:
     restarts: int = 0
     boot_failures: int = 0
     quick_deaths: int = 0
+    served: bool = False  # this incarnation was ready
     detail: str = "not started yet"
 
 
@@ -53,12 +58,13 @@ class Kill:
 class SupervisorConfig:
     """All in seconds. Each part of a boot (a model, a shape that is compiled) may take `boot_timeout`; the n-th failure
     in a row waits `backoff` * 2^(n-1), at most `backoff_max`; after `give_up_after` boots in a row that failed by
-    themselves a device is given up."""
+    themselves a device is given up, and tried once every `revive_after`."""
 
     boot_timeout: float = 600.0
     backoff: float = 0.5
     backoff_max: float = 30.0
     give_up_after: int = 5
+    revive_after: float = 300.0
 
 
 @dataclass(slots=True)
@@ -75,7 +81,7 @@ class Supervisor:
         """What has to be done now."""
         actions: list[Start | Kill] = []
         for life in self.lives.values():
-            if life.state is WorkerState.WAITING and now >= life.at and not self.draining:
+            if life.state in DORMANT and now >= life.at and not self.draining:
                 life.incarnation += 1
                 life.restarts = life.incarnation - 1
                 life.state, life.at = WorkerState.STARTING, now + self.config.boot_timeout
@@ -90,7 +96,7 @@ class Supervisor:
 
     def next_at(self) -> float | None:
         """When `tick` next has something to do; None when only an event can change anything."""
-        waiting = (WorkerState.STARTING,) if self.draining else (WorkerState.WAITING, WorkerState.STARTING)
+        waiting = (WorkerState.STARTING,) if self.draining else (*DORMANT, WorkerState.STARTING)
         return min((life.at for life in self.lives.values() if life.state in waiting), default=None)
 
     def booting(self, worker: str, now: float) -> None:
@@ -102,7 +108,7 @@ class Supervisor:
     def ready(self, worker: str) -> None:
         """The incarnation has loaded and warmed up."""
         life = self.lives[worker]
-        life.state, life.detail, life.boot_failures = WorkerState.READY, "ready", 0
+        life.state, life.detail, life.boot_failures, life.served = WorkerState.READY, "ready", 0, True
 
     def worked(self, worker: str) -> None:
         """It finished a batch: whatever happened before is forgiven."""
@@ -115,11 +121,14 @@ class Supervisor:
             life.state, life.detail = WorkerState.DYING, why
 
     def exited(
-        self, worker: str, now: float, why: str, *, failed_to_boot: bool = False, on_purpose: bool = False
+        self, worker: str, now: float, why: str, *, failed_to_boot: bool = False, on_purpose: bool = False,
+        outside: bool = False,
     ) -> None:
         """The process is dead and reaped. `failed_to_boot`: it ended by its own doing before it was ready.
-        `on_purpose`: it was asked to make place for its successor, which starts at once."""
+        `on_purpose`: it was asked to make place for its successor, which starts at once. `outside`: somebody else
+        killed it; one that was still loading starts again after the shortest pause."""
         life = self.lives[worker]
+        loading, life.served = not life.served, False
         if self.draining:
             life.state, life.detail = WorkerState.STOPPED, why
             return
@@ -127,14 +136,24 @@ class Supervisor:
         if on_purpose:
             life.state, life.at = WorkerState.WAITING, now
             return
+        if outside:
+            life.state, life.at = WorkerState.WAITING, now + (self.config.backoff if loading else 0.0)
+            return
         life.boot_failures += failed_to_boot
         if life.boot_failures >= self.config.give_up_after:
-            life.state = WorkerState.GIVEN_UP
+            life.state, life.at = WorkerState.GIVEN_UP, now + self.config.revive_after
             return
         failures = life.boot_failures or life.quick_deaths
         life.quick_deaths += 1
         wait = min(self.config.backoff * 2 ** (failures - 1), self.config.backoff_max) if failures else 0.0
         life.state, life.at = WorkerState.WAITING, now + wait
+
+    def revive(self, now: float) -> list[str]:
+        """Start what was given up, with a clean slate. The names of these."""
+        given_up = [life for life in self.lives.values() if life.state is WorkerState.GIVEN_UP and not self.draining]
+        for life in given_up:
+            life.state, life.at, life.boot_failures = WorkerState.WAITING, now, 0
+        return [life.worker for life in given_up]
 
     def stop(self) -> None:
         """Nothing is started any more; what has no process is stopped."""

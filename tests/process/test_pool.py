@@ -132,7 +132,7 @@ async def test_an_idle_worker_that_was_stopped_is_found_out_and_replaced(tmp_pat
     async with Bench(1, specs(), tmp_path, ping_interval=0.2, ping_timeout=0.4) as bench:
         await bench.next(WorkerUp)
         os.kill(bench.pid(), signal.SIGSTOP)
-        assert (await bench.next(WorkerDown)).kind == "hung"
+        assert (await bench.next(WorkerDown)).kind == "killed"
         assert (await bench.next(WorkerUp)).incarnation == 2
 
 

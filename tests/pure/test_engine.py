@@ -255,6 +255,24 @@ async def test_no_device_left_is_said_so(tmp_path):
         assert made.snapshot()["ready"] is False and made.snapshot()["reason"]
 
 
+async def test_when_every_device_is_given_up_who_waits_is_told_and_a_revival_runs_the_rest(tmp_path):
+    async with engine(tmp_path) as (made, pool):
+        pool.hold()
+        waiting = asyncio.create_task(made.run(request(png(1))))
+        durable = await made.submit(request(png(2), durable=True))
+        while not pool.workers["cpu:0"].held and not pool.workers["cpu:1"].held:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        pool.give_up()
+        with pytest.raises(errors.NoDevice, match="no driver"):
+            await asyncio.wait_for(waiting, 10)
+        with pytest.raises(errors.NoDevice):
+            await made.run(request(png(3)))
+        assert durable.state is State.QUEUED and "no driver" in made.waits_for(durable)
+        pool.release()
+        made.roll()
+        assert (await made.wait(durable.id, 10)).state is State.SUCCEEDED
+
+
 async def test_a_result_taken_by_retention_is_gone_and_said_so(tmp_path):
     async with engine(tmp_path) as (made, _):
         job = await made.wait((await made.submit(request())).id, 10)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -56,7 +57,7 @@ def test_a_device_that_cannot_boot_is_given_up_and_reported_while_others_go_on()
     life = supervisor.lives["bad"]
     assert life.state is WorkerState.GIVEN_UP and life.detail == "no driver" and life.incarnation == 3
     assert supervisor.lives["good"].state is WorkerState.READY
-    assert supervisor.tick(now + 1e6) == []
+    assert supervisor.tick(now + 1) == []
 
 
 def test_a_boot_that_hangs_is_killed_and_counts_as_a_failure_to_boot():
@@ -74,7 +75,7 @@ def test_a_device_whose_boots_hang_is_given_up_too():
         now = supervisor.next_at()
         assert isinstance(supervisor.tick(now)[0], Kill)
         supervisor.exited("gpu", now, "did not become ready", failed_to_boot=False)
-        if supervisor.next_at() is not None:
+        if supervisor.lives["gpu"].state is WorkerState.WAITING:
             now = supervisor.next_at()
             supervisor.tick(now)
     assert supervisor.lives["gpu"].state is WorkerState.GIVEN_UP
@@ -128,3 +129,46 @@ def test_each_part_of_a_boot_may_take_its_time_and_a_hanging_one_may_not():
     supervisor = one("ready")
     supervisor.booting("gpu", 1)
     assert supervisor.next_at() is None, "a model that is loaded later is no boot"
+
+
+def given_up():
+    supervisor = Supervisor.of(["gpu"], CONFIG)
+    for now in (0, 100, 200):
+        assert supervisor.tick(now)
+        supervisor.exited("gpu", now, "no driver", failed_to_boot=True)
+    assert supervisor.lives["gpu"].state is WorkerState.GIVEN_UP
+    return supervisor
+
+
+def test_a_device_that_was_given_up_is_tried_once_after_each_long_pause():
+    supervisor = given_up()
+    for now in (500, 800):
+        assert supervisor.next_at() == now and supervisor.tick(now - 1) == []
+        assert len(supervisor.tick(now)) == 1
+        supervisor.exited("gpu", now, "no driver", failed_to_boot=True)
+        assert supervisor.lives["gpu"].state is WorkerState.GIVEN_UP
+    supervisor.tick(1100)
+    supervisor.ready("gpu")
+    assert supervisor.lives["gpu"].boot_failures == 0
+
+
+def test_a_device_that_was_given_up_starts_when_it_is_asked_for_with_a_clean_slate():
+    supervisor = given_up()
+    assert supervisor.revive(201) == ["gpu"] and supervisor.revive(201) == []
+    assert supervisor.tick(201) == [Start("gpu", 4)]
+    supervisor.exited("gpu", 202, "no driver", failed_to_boot=True)
+    assert supervisor.lives["gpu"].state is WorkerState.WAITING
+
+
+@pytest.mark.parametrize(("served", "wait"), [(True, 0), (False, CONFIG.backoff)])
+def test_what_others_kill_starts_again_at_once_and_teaches_nothing(served, wait):
+    supervisor, now = one(), 0.0
+    for _ in range(20):
+        if served:
+            supervisor.ready("gpu")
+        supervisor.exited("gpu", now, "killed by SIGKILL", outside=True)
+        assert supervisor.next_at() == now + wait
+        now += wait
+        assert supervisor.tick(now)
+    life = supervisor.lives["gpu"]
+    assert life.quick_deaths == life.boot_failures == 0
