@@ -55,8 +55,9 @@ SCHEMAS: dict[str, Any] = {
     ),
     "Job": _object(
         id=TEXT | {"format": "uuid"}, model=TEXT, state=TEXT | {"enum": [state.value for state in State]},
-        progress=NUMBER, position=_nullable(WHOLE), waits_for=_nullable(TEXT), priority=WHOLE, params=ANY_OBJECT,
-        created_at=NUMBER, started_at=_nullable(NUMBER), ended_at=_nullable(NUMBER), device=_nullable(TEXT), attempts=WHOLE,
+        progress=NUMBER, position=_nullable(WHOLE), waits_for=_nullable(TEXT), priority=WHOLE,
+        params=ANY_OBJECT, created_at=NUMBER, started_at=_nullable(NUMBER), ended_at=_nullable(NUMBER),
+        device=_nullable(TEXT), attempts=WHOLE,
         batch_size=_nullable(WHOLE), width=_nullable(WHOLE), height=_nullable(WHOLE), timings=ANY_OBJECT,
         facts=ANY_OBJECT, error=_nullable(_object(code=TEXT, message=TEXT, retryable={"type": "boolean"})),
         history={"type": "array", "items": _object(at=NUMBER, state=TEXT, device=_nullable(TEXT), why=_nullable(TEXT))},
