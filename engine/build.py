@@ -113,8 +113,9 @@ def build(settings: Settings, make_pool: PoolMaker | None = None) -> Engine:
         settings=settings,
         catalogue=catalogue,
         scheduler=Scheduler(SchedulerConfig(
-            max_queue_delay=settings.max_queue_delay, hang_floor=settings.hang_floor, seats=settings.seats,
-            load_timeout=settings.boot_timeout, longest_batch=settings.longest_batch,
+            max_queue_delay=settings.max_queue_delay, hang_floor=settings.hang_floor,
+            quiet_floor=settings.hang_floor / 3, seats=settings.seats, load_timeout=settings.boot_timeout,
+            longest_batch=settings.longest_batch,
         )),
         admission=Admission(
             settings.queue_jobs, settings.queue_bytes, tenant_share=settings.tenant_share, clock=time.monotonic

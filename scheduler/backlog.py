@@ -22,7 +22,7 @@ from heapq import heappop, heappush
 from core.request import Priority
 from core.ticket import Group
 from scheduler.agenda import Agenda
-from scheduler.pace import Arrivals, Curve, Widths
+from scheduler.pace import Arrivals, Curve, Quiet, Widths
 from scheduler.work import Job
 
 
@@ -30,9 +30,10 @@ class GroupQueue:
     """One group: its lanes by priority, and what has been learned about it.
 
     cost: of its latest job. caps: by worker name, the most items that fitted its memory where the group's own limit
-    did not. widths: by worker name, what a job costs by the width of its batch. running: jobs in flight."""
+    did not. widths: by worker name, what a job costs by the width of its batch. running: jobs in flight. quiet: how long
+    its batches show no sign of life."""
 
-    __slots__ = ("arrivals", "caps", "cost", "count", "curve", "group", "lanes", "running", "widths")
+    __slots__ = ("arrivals", "caps", "cost", "count", "curve", "group", "lanes", "quiet", "running", "widths")
 
     def __init__(self, group: Group) -> None:
         self.group = group
@@ -41,6 +42,7 @@ class GroupQueue:
         self.running = 0
         self.cost = 1.0
         self.curve = Curve()
+        self.quiet = Quiet()
         self.widths: defaultdict[str, Widths] = defaultdict(Widths)
         self.arrivals = Arrivals()
         self.caps: dict[str, int] = {}

@@ -86,6 +86,10 @@ def expected_seconds(queue: GroupQueue, worker: Worker, cost: float) -> float | 
     return base * worker.pace
 
 
-def patience(expected: float | None, timeout: float, config: SchedulerConfig) -> float:
-    """Seconds after which a batch counts as hung."""
-    return timeout if expected is None else min(timeout, max(config.hang_floor, config.hang_factor * expected))
+def patience(expected: float | None, quiet: float | None, timeout: float, config: SchedulerConfig) -> float:
+    """Seconds without a sign of life after which a batch counts as hung. `quiet`: the longest silence that is known of
+    its like, where any is."""
+    if expected is None:
+        return timeout
+    limit = min(timeout, max(config.hang_floor, config.hang_factor * expected))
+    return limit if quiet is None else min(limit, max(config.quiet_floor, config.hang_factor * quiet))

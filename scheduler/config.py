@@ -17,6 +17,8 @@ class SchedulerConfig:
     prefetch_lead: how long before its running batch ends a worker may be given a full one to follow.
     hang_floor, hang_factor: a batch counts as hung when it has shown no sign of life for `hang_factor` times its
     expected time, but never before `hang_floor`, and always after its tickets' own timeout.
+    quiet_floor: where it is known how long a group's batches show nothing, `hang_factor` times that is enough, but
+    never less than this.
     load_timeout: how long a worker may take to load a model for a batch; the batch's own time counts from then on.
     seats: how many stepped jobs a worker runs at once. urgent_seats: how many more, for P0 alone.
     kept_stories: how many ended jobs `story` still knows.
@@ -31,6 +33,7 @@ class SchedulerConfig:
     prefetch_lead: float = 0.1
     hang_floor: float = 30.0
     hang_factor: float = 8.0
+    quiet_floor: float = 10.0
     load_timeout: float = 600.0
     seats: int = 32
     urgent_seats: int = 4

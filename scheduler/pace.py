@@ -142,3 +142,27 @@ class Arrivals:
 def _blend(old: float, seconds: float) -> float:
     seconds = max(seconds, 1e-5)
     return seconds if old == math.inf else old * (seconds / old) ** 0.1
+
+
+class Quiet:
+    """How long a group's batches go without a sign of life, at the longest: a forward, or an item between two signs."""
+
+    __slots__ = ("_cost", "_count", "_longest")
+    ENOUGH = 3  # batches, before anything is said
+    FADES = 0.9  # one long silence is forgotten by and by
+
+    def __init__(self) -> None:
+        self._longest, self._cost, self._count = 0.0, 0.0, 0
+
+    def learn(self, gap: float, cost: float) -> None:
+        """A batch of that cost has ended well, with no silence longer than `gap` seconds."""
+        self._count += 1
+        faded = self._longest * self.FADES
+        if gap >= faded:
+            self._longest, self._cost = gap, cost
+        else:
+            self._longest = faded
+
+    def seconds(self, cost: float) -> float | None:
+        """The longest silence to expect of a batch of that cost; None while too little is known."""
+        return None if self._count < self.ENOUGH else self._longest * max(1.0, cost / self._cost)

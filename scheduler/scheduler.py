@@ -153,7 +153,8 @@ class Scheduler:
         stepped = queue.group.stepped
         cost = sum(job.ticket.cost for job in jobs)
         expected = None if stepped else expected_seconds(queue, worker, cost)
-        limit = patience(expected, max(job.ticket.timeout for job in jobs), self.config)
+        quiet = queue.quiet.seconds(cost)
+        limit = patience(expected, quiet, max(job.ticket.timeout for job in jobs), self.config)
         batch = Batch(self._batches, worker, queue, {}, len(jobs), cost, expected, limit, alone=alone)
         self.suspects.dispatched(alone=alone)
         note = f"dispatched to {worker.name}#{worker.incarnation} in batch {batch.number} of {batch.size}"
@@ -324,12 +325,15 @@ class Scheduler:
         """Take in how long a batch took (a stepped job: its part of the device); a model's first one in an incarnation
         only for want of a better."""
         worker, curve, model = batch.worker, batch.group.curve, batch.group.group.model
+        batch.signed(self.now)
         if batch.group.group.stepped:
             known, seconds = batch.warm, batch.share
         else:
             known, whole = model in worker.loaded, self.now - (batch.started or self.now)
             if not known or seconds <= 0:  # the worker's own count holds the time for loading, too
                 seconds = min(seconds, whole) if seconds > 0 else whole
+            if known:
+                batch.group.quiet.learn(batch.gap, batch.cost)
         if known or not curve.count:
             worker.pace = learn(curve, worker.pace, batch.cost, seconds)
             batch.group.widths[worker.name].learn(batch.size, seconds / batch.cost, self.now)
@@ -408,7 +412,8 @@ class Scheduler:
     def _alive(self, event: events.Alive) -> None:
         batch = self.roster.holding(event.worker, event.incarnation, event.batch)
         if batch is not None and not batch.worker.hung:
-            batch.sign, batch.patience = self.now, max(batch.patience, event.patience)
+            batch.signed(self.now)
+            batch.patience = max(batch.patience, event.patience)
             self.roster.file(batch.worker)
 
     def _stuck(self, event: events.Stuck) -> None:

@@ -74,8 +74,8 @@ class Batch:
     jobs: those that the worker has not answered yet, cancelled ones among them. expected: seconds it should take, None
     when nothing like it was measured yet. patience: seconds until it counts as hung; those for which it had to wait
     for a forward come on top, at most `delay` for those of stepped jobs that have left since. sign: when it was last
-    said that it goes on; the seconds count from then. unwanted: since when all its unanswered jobs have ended some
-    other way. alone: it holds a suspect, and nothing is sent beside it. started: when it became its worker's running
+    said that it goes on; the seconds count from then. gap: the longest without a sign. unwanted: since when all its
+    unanswered jobs have ended some other way. alone: it holds a suspect, and nothing is sent beside it. started: when it became its worker's running
     batch, or got its seat. spoilt: a job of it failed or was revoked, so that its time says nothing about others.
     recalled: what it has not begun was asked back. parked, warm, share: see `Seats`.
     """
@@ -92,6 +92,7 @@ class Batch:
     alone: bool = False
     started: float | None = None
     sign: float = -math.inf
+    gap: float = 0.0
     unwanted: float = math.inf
     spoilt: bool = False
     recalled: bool = False
@@ -121,6 +122,12 @@ class Batch:
     def hangs(self) -> float:
         """From when on it counts as hung."""
         return math.inf if self.started is None else max(self.started, self.sign) + self.patience
+
+    def signed(self, now: float) -> None:
+        """It shows that it goes on, or ends."""
+        if self.started is not None:
+            self.gap = max(self.gap, now - max(self.started, self.sign))
+        self.sign = now
 
     @property
     def leaves(self) -> float:

@@ -277,7 +277,7 @@ def test_a_batch_of_unknown_pace_hangs_after_its_timeout():
 
 def test_a_batch_of_known_pace_hangs_after_a_multiple_of_it_but_not_before_the_floor():
     for floor, limit in ((2.0, 8 * 0.6), (30.0, 30.0)):
-        play = Play("a", hang_floor=floor)
+        play = Play("a", hang_floor=floor, quiet_floor=floor)
         play.warm("a", fixed=0.5, each=0.1)
         play.start("one", after=1000.0)
         began = play.now
@@ -299,7 +299,7 @@ def test_a_model_that_a_new_incarnation_has_not_run_yet_has_time_to_load():
 
 
 def test_the_timeout_bounds_the_measured_limit():
-    play = Play("a", hang_floor=30.0)
+    play = Play("a", hang_floor=30.0, quiet_floor=30.0)
     play.warm("a", fixed=0.5, each=0.1)
     play.start("one", after=1000.0, timeout=3.0)
     began = play.now
@@ -307,7 +307,7 @@ def test_the_timeout_bounds_the_measured_limit():
 
 
 def test_a_batch_that_shows_that_it_goes_on_is_not_taken_to_hang():
-    play = Play("a", hang_floor=30.0)
+    play = Play("a", hang_floor=30.0, quiet_floor=30.0)
     play.warm("a", fixed=0.5, each=0.1)
     play.start("one", after=1000.0, timeout=300.0)
     began = play.now
@@ -479,3 +479,18 @@ def test_a_batch_with_failed_or_revoked_jobs_teaches_nothing_about_time(spoil):
         play.tell(ItemEnded("a", 1, batch.batch, "one", ErrorInfo("model_failed", "no")))
     play.tell(BatchEnded("a", 1, batch.batch, 1e-6), after=1e-6)
     assert (curve.count, play.scheduler.roster.workers["a"].pace) == before
+
+
+@pytest.mark.parametrize(("sign", "limit"), [(0.5, 10.0), (5.0, 40.0)])
+def test_batches_that_show_signs_are_missed_in_seconds_and_those_that_are_silent_for_long_are_let_be(sign, limit):
+    play = Play("a")
+    play.warm("a", fixed=20.0, each=0.0)
+    for number in range(30):  # what the silent ones taught is forgotten by and by
+        play.start(f"seen-{number}", after=1000.0, timeout=1e6)
+        for _ in range(int(20.0 / sign)):
+            play.live("a", f"seen-{number}", after=sign)
+        play.finish("a", 20.0, after=0.0)
+    play.start("one", after=1000.0, timeout=1e6)
+    play.live("a", "one", after=1.0)
+    began = play.now
+    assert of(play.wake(), Restart) and play.now - began == pytest.approx(limit, rel=0.1)
