@@ -21,7 +21,7 @@ class Stub(Adapter):
     """Inverts colours and adds `offset` to every byte (modulo 256); see `expected`. A batch takes max(base_ms) +
     sum(per_item_ms) over its items.
 
-    `act` says what else happens, before the result: none; sleep (`seconds` longer); hang (for ever); crash (SIGKILL to
+    `act` says what else happens, before the result: none; sleep (`seconds` longer); hang (for ever); crash (SIGSEGV to
     its own process); exit (os._exit(1)); oom (does not fit while the batch has more than `fits` items); raise; garbage
     (an array that is no picture); nan (floats, all NaN); black (zeros, the right shape); slow_progress (reports tenths
     over `seconds`). With `once`, a token, an act happens only for the first that names it: a marker file in the folder
@@ -50,7 +50,7 @@ class Stub(Adapter):
             while True:
                 time.sleep(3600)
         elif act == "crash":
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), signal.SIGSEGV)
         elif act == "exit":
             os._exit(1)
         elif act == "oom" and size > int(item.params.get("fits", 0)):

@@ -75,9 +75,9 @@ class Batch:
     when nothing like it was measured yet. patience: seconds until it counts as hung; those for which it had to wait
     for a forward come on top, at most `delay` for those of stepped jobs that have left since. sign: when it was last
     said that it goes on; the seconds count from then. gap: the longest without a sign. unwanted: since when all its
-    unanswered jobs have ended some other way. alone: it holds a suspect, and nothing is sent beside it. started: when it became its worker's running
-    batch, or got its seat. spoilt: a job of it failed or was revoked, so that its time says nothing about others.
-    recalled: what it has not begun was asked back. parked, warm, share: see `Seats`.
+    unanswered jobs have ended some other way. alone: it holds a suspect, and nothing is sent beside it. started: when
+    it became its worker's running batch, or got its seat. spoilt: a job of it failed or was revoked, so that its time
+    says nothing about others. recalled: what it has not begun was asked back. parked, warm, share: see `Seats`.
     """
 
     number: int

@@ -98,7 +98,7 @@ class Network:
         if act == "hang":
             time.sleep(3600)
         elif act == "crash":
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), signal.SIGSEGV)
         elif act == "oom" and rows > call.kwargs["fits"]:
             raise torch.OutOfMemoryError("adder: told not to fit")
         elif act == "raise":

@@ -16,6 +16,8 @@ import psutil
 import pytest
 from kit import RunningServer, eventually, photo, pixels, running
 
+from bench.chaos import measure
+
 ENDS = {"succeeded", "failed", "cancelled", "expired"}
 SIZES = [(48, 32), (32, 48), (64, 64), (40, 40)]
 
@@ -166,3 +168,11 @@ def test_the_master_is_killed_three_times_during_durable_jobs(tmp_path, number_o
     assert not list((outputs / "tmp").iterdir()) and not list((outputs / "inputs").iterdir())
     assert len([file for file in outputs.iterdir() if file.suffix == ".png"]) == number_of_jobs
     assert os.path.exists(outputs / "jobs.sqlite")  # noqa: PTH110
+
+
+@pytest.mark.timeout(600)
+def test_a_sample_of_the_bench_of_chaos_loses_doubles_and_blames_nobody():
+    told = measure(10)
+    assert told.done.total() == 10 and told.done["server killed"] == 1
+    assert not told.faults, told.faults[:5]
+    assert told.counts["right"] == len(told.accepted) > 0 and told.counts["run"] > 0

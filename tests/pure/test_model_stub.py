@@ -85,7 +85,7 @@ def test_a_token_that_could_be_a_path_is_refused(token: str, tmp_path: Path) -> 
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("act", "code"), [("crash", -signal.SIGKILL), ("exit", 1)])
+@pytest.mark.parametrize(("act", "code"), [("crash", -signal.SIGSEGV), ("exit", 1)])
 def test_crash_and_exit_end_the_process_and_no_clean_up_runs(act: str, code: int) -> None:
     program = (
         "import atexit, numpy, torch; from models.base import Item; from models.stub import Stub\n"
