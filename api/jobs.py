@@ -33,6 +33,7 @@ from core.turns import Turn
 from engine.engine import Engine
 from engine.feed import JobEvent
 from engine.results import ResultBody
+from engine.stranded import waits_for
 
 MAX_WAIT = 300.0  # seconds; a longer `Prefer: wait` is cut to it
 MAX_PAGE = 200
@@ -151,7 +152,7 @@ def router(engine: Engine, settings: Settings, keepalive: float = 15.0) -> APIRo
 
     def told(job: Job, status: int = 200, headers: dict[str, str] | None = None) -> Response:
         position = engine.position(job.id) if job.state is State.QUEUED else None
-        return _json(job_json(job, position, engine.waits_for(job)), status, headers)
+        return _json(job_json(job, position, waits_for(engine, job)), status, headers)
 
     @api.post("/jobs", **openapi.submits())
     async def submit(request: Request) -> Response:

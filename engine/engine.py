@@ -57,7 +57,7 @@ from scheduler.scheduler import Scheduler
 from store.loras import StoredLoras
 from store.saved import SavedImages
 from workers.arena import Arena
-from workers.contract import PoolEvent, WorkerDown, WorkerPool
+from workers.contract import WorkerPool
 from workers.messages import Drop, GiveBack
 from workers.monitor import Monitor, Reading
 
@@ -129,7 +129,7 @@ class Engine:
             self._resume(job)
         if recovered:
             log.info("jobs of the former run taken up", count=len(recovered))
-        await self.pool.start(self._hear_pool)
+        await self.pool.start(stranded.hearing(self, self._arrivals.take_in))
         self._background(watch.old_jobs(self))
         self._background(disk.watch(self, self._keeper))
         self._background(watch.positions(self))
@@ -212,16 +212,6 @@ class Engine:
             raise draining_error()
         if (fault := stranded.no_device(self)) is not None:
             raise fault
-
-    def waits_for(self, job: Job) -> str | None:
-        """Why a job that waits does not run, where that is no matter of its turn."""
-        fault = stranded.no_device(self) if job.state is State.QUEUED else None
-        return fault.message if fault else None
-
-    def _hear_pool(self, event: PoolEvent) -> None:
-        self._arrivals.take_in(event)
-        if isinstance(event, WorkerDown):
-            stranded.send_away(self)
 
     @property
     def offered(self) -> Catalogue:

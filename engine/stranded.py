@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from core.errors import NoDevice
+from core.job import Job
+from core.states import State
+from workers.contract import PoolEvent, WorkerDown
 
 if TYPE_CHECKING:
     from engine.engine import Engine
@@ -22,10 +26,21 @@ def no_device(engine: Engine) -> NoDevice | None:
     )
 
 
-def send_away(engine: Engine) -> None:
-    """A worker has gone. If nothing can run any more, ephemeral jobs end at once; durable ones wait."""
-    if engine.draining or (fault := no_device(engine)) is None:
-        return
-    for live in list(engine.register.live.values()):
-        if not live.job.request.durable:
-            engine.send_away(live, fault)
+def waits_for(engine: Engine, job: Job) -> str | None:
+    """Why a job that waits does not run, where that is no matter of its turn."""
+    fault = no_device(engine) if job.state is State.QUEUED else None
+    return fault.message if fault else None
+
+
+def hearing(engine: Engine, take_in: Callable[[PoolEvent], None]) -> Callable[[PoolEvent], None]:
+    """Hears what the pool tells. When nothing can run any more, ephemeral jobs end at once; durable ones wait."""
+
+    def hear(event: PoolEvent) -> None:
+        take_in(event)
+        if not isinstance(event, WorkerDown) or engine.draining or (fault := no_device(engine)) is None:
+            return
+        for live in list(engine.register.live.values()):
+            if not live.job.request.durable:
+                engine.send_away(live, fault)
+
+    return hear

@@ -30,8 +30,8 @@ class GroupQueue:
     """One group: its lanes by priority, and what has been learned about it.
 
     cost: of its latest job. caps: by worker name, the most items that fitted its memory where the group's own limit
-    did not. widths: by worker name, what a job costs by the width of its batch. running: jobs in flight. quiet: how long
-    its batches show no sign of life."""
+    did not. widths: by worker name, what a job costs by the width of its batch. running: jobs in flight. quiet: how
+    long its batches show no sign of life."""
 
     __slots__ = ("arrivals", "caps", "cost", "count", "curve", "group", "lanes", "quiet", "running", "widths")
 

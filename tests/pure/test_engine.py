@@ -12,6 +12,7 @@ from engine_kit import engine, png, request
 
 from core import errors
 from core.states import State
+from engine.stranded import waits_for
 
 
 async def until(what, seconds=10.0):
@@ -267,7 +268,7 @@ async def test_when_every_device_is_given_up_who_waits_is_told_and_a_revival_run
             await asyncio.wait_for(waiting, 10)
         with pytest.raises(errors.NoDevice):
             await made.run(request(png(3)))
-        assert durable.state is State.QUEUED and "no driver" in made.waits_for(durable)
+        assert durable.state is State.QUEUED and "no driver" in waits_for(made, durable)
         pool.release()
         made.roll()
         assert (await made.wait(durable.id, 10)).state is State.SUCCEEDED
