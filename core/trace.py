@@ -20,3 +20,9 @@ class Trace:
 
 
 CURRENT: ContextVar[Trace | None] = ContextVar("imagepool_request", default=None)
+
+
+def caller() -> str:
+    """Of the request for which this runs; "" when it runs for none."""
+    trace = CURRENT.get()
+    return trace.caller if trace else ""

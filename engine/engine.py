@@ -32,7 +32,7 @@ from core.settings import Settings
 from core.signing import Signer
 from core.states import State
 from core.ticket import Ticket
-from core.trace import CURRENT
+from core.trace import CURRENT, caller
 from core.turns import copied
 from engine import disk, roll, snapshot, stranded, watch
 from engine.arrivals import Arrivals
@@ -186,7 +186,7 @@ class Engine:
         as `admit`. `urgent`: it is, or may turn out to be, of P0, which has some room more."""
         self._check_serving()
         try:
-            self.admission.ask(size, tenant=tenant, caller=_caller(), urgent=urgent)
+            self.admission.ask(size, tenant=tenant, caller=caller(), urgent=urgent)
         except Overloaded:
             self.metrics.refused("overloaded")
             raise
@@ -201,7 +201,7 @@ class Engine:
         Raises Overloaded, Draining or NoDevice, and then holds nothing."""
         self._check_serving()
         try:
-            grant = self.admission.admit(size, jobs=jobs, tenant=tenant, caller=_caller(), urgent=urgent)
+            grant = self.admission.admit(size, jobs=jobs, tenant=tenant, caller=caller(), urgent=urgent)
         except Overloaded:
             self.metrics.refused("overloaded")
             raise
@@ -494,8 +494,3 @@ class Engine:
         self._followers.discard(task)
         if not task.cancelled() and (fault := task.exception()):
             log.error("a background task failed", exc_info=fault)
-
-
-def _caller() -> str:
-    trace = CURRENT.get()
-    return trace.caller if trace else ""

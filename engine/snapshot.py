@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from core.states import State
 from engine.flights import Flight
+from scheduler.views import waiting_by_group, waiting_by_priority
 from workers.contract import WorkerView
 
 if TYPE_CHECKING:
@@ -41,8 +42,8 @@ def take(engine: Engine) -> dict[str, Any]:
             "queued": counts[State.QUEUED],
             "running": running,
             "parked": counts[State.PARKED],
-            "by_priority": {str(priority): count for priority, count in engine.scheduler.waiting_by_priority().items()},
-            "by_group": {str(group): count for group, count in engine.scheduler.waiting_by_group().items()},
+            "by_priority": {str(priority): count for priority, count in waiting_by_priority(engine.scheduler).items()},
+            "by_group": {str(group): count for group, count in waiting_by_group(engine.scheduler).items()},
             "bytes": engine.admission.bytes,
             "limit_jobs": engine.settings.queue_jobs,
             "limit_bytes": engine.settings.queue_bytes,

@@ -471,22 +471,6 @@ class Scheduler:
         job = self.jobs.get(job_id) or self._ended.get(job_id)
         return [] if job is None else job.story()
 
-    def waiting_by_priority(self) -> dict[int, int]:
-        """How many wait, by priority; suspects among them."""
-        pairs = zip(self.backlog.ranks, self.stepped.ranks, strict=True)
-        counts = {rank.priority: rank.count + stepped.count for rank, stepped in pairs}
-        for job in self.suspects:
-            counts[job.ticket.priority] += 1
-        return counts
-
-    def waiting_by_group(self) -> dict[Group, int]:
-        """How many wait, by group, where any do."""
-        queues = (*self.backlog.groups.values(), *self.stepped.groups.values())
-        counts = {queue.group: queue.count for queue in queues if queue.count}
-        for job in self.suspects:
-            counts[job.ticket.group] = counts.get(job.ticket.group, 0) + 1
-        return counts
-
     def workers(self) -> Sequence[views.WorkerView]:
         """Every worker ever heard of: its state, what it holds, how fast it is."""
         return [views.view(worker) for worker in self.roster.workers.values()]

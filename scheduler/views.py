@@ -54,9 +54,27 @@ def _batch(batch: Batch) -> BatchView:
     return BatchView(batch.number, batch.group.group, batch.size, tuple(batch.jobs), batch.started, batch.expected)
 
 
+def waiting_by_priority(scheduler: Scheduler) -> dict[int, int]:
+    """How many wait, by priority; suspects among them."""
+    pairs = zip(scheduler.backlog.ranks, scheduler.stepped.ranks, strict=True)
+    counts = {rank.priority: rank.count + stepped.count for rank, stepped in pairs}
+    for job in scheduler.suspects:
+        counts[job.ticket.priority] += 1
+    return counts
+
+
+def waiting_by_group(scheduler: Scheduler) -> dict[Group, int]:
+    """How many wait, by group, where any do."""
+    queues = (*scheduler.backlog.groups.values(), *scheduler.stepped.groups.values())
+    counts = {queue.group: queue.count for queue in queues if queue.count}
+    for job in scheduler.suspects:
+        counts[job.ticket.group] = counts.get(job.ticket.group, 0) + 1
+    return counts
+
+
 def describe(scheduler: Scheduler) -> str:
     """In one line: what waits and what runs."""
-    waiting = " ".join(f"P{priority}:{count}" for priority, count in scheduler.waiting_by_priority().items() if count)
+    waiting = " ".join(f"P{priority}:{count}" for priority, count in waiting_by_priority(scheduler).items() if count)
     workers = ", ".join(map(repr, list(scheduler.roster.workers.values())[:8]))
     more = len(scheduler.roster.workers) - 8
     drains = " draining" if scheduler.draining else ""

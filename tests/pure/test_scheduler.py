@@ -15,6 +15,7 @@ from scheduler.backlog import GroupQueue
 from scheduler.batching import portion
 from scheduler.commands import Dispatch, Finish, Revoke
 from scheduler.events import BatchEnded, Cancelled, Drain, ItemEnded, LoadReport, Submitted, WorkerDraining, WorkerReady
+from scheduler.views import waiting_by_group, waiting_by_priority
 
 ONE = replace(SMALL, limit=1)
 
@@ -354,8 +355,8 @@ def test_repr_story_counts_and_views():
     play = Play("a")
     play.submit("one", "two", group=LARGE, priority=Priority.PAID)
     assert repr(play.scheduler) == "<Scheduler waiting [P1:1] workers [a#1 ready 1 pace ?]>"
-    assert play.scheduler.waiting_by_priority() == {0: 0, 1: 1, 2: 0, 3: 0}
-    assert play.scheduler.waiting_by_group() == {LARGE: 1}
+    assert waiting_by_priority(play.scheduler) == {0: 0, 1: 1, 2: 0, 3: 0}
+    assert waiting_by_group(play.scheduler) == {LARGE: 1}
     [view] = play.scheduler.workers()
     assert (view.worker, view.state, view.pace, view.held[0].jobs) == ("a", "ready", None, ("one",))
     play.finish("a", 2.0)

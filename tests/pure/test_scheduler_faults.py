@@ -19,6 +19,7 @@ from scheduler.events import (
     WorkerLost,
     WorkerReady,
 )
+from scheduler.views import waiting_by_priority
 from scheduler.work import LEAVE
 
 # --- a worker is lost -------------------------------------------------------------------------------------------------
@@ -203,7 +204,7 @@ def test_a_suspect_can_be_cancelled_while_it_waits_for_a_worker():
     play.die("a")
     play.ready("a")
     play.die("a")
-    assert play.scheduler.position("one") == 1 and play.scheduler.waiting_by_priority()[2] == 1
+    assert play.scheduler.position("one") == 1 and waiting_by_priority(play.scheduler)[2] == 1
     play.cancel("one")
     assert play.ended == {"one": "cancelled"} and not play.scheduler.suspects
 

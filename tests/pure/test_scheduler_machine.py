@@ -34,6 +34,7 @@ from scheduler.events import (
     WorkerReady,
 )
 from scheduler.scheduler import Scheduler
+from scheduler.views import waiting_by_priority
 
 WORKERS = ["a", "b", "c"]
 SEATS, URGENT_SEATS = 2, 1
@@ -241,7 +242,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.scheduler.check()
         assert set(self.scheduler.jobs) == set(self.living)
         assert {name for name, job in self.scheduler.jobs.items() if job.batch} == self.in_flight & set(self.living)
-        assert sum(self.scheduler.waiting_by_priority().values()) == len(self.living) - len(self.in_flight)
+        assert sum(waiting_by_priority(self.scheduler).values()) == len(self.living) - len(self.in_flight)
         for name in self.living:
             position = self.scheduler.position(name)
             assert (position is None) == (name in self.in_flight)

@@ -14,8 +14,9 @@ from store.files import FileStore
 from store.names import is_id
 from tests.pure.store_kit import new_id
 
-HOSTILE = ["", "../etc", "%2e%2e%2fetc", "a\0b", "x" * 10_240, new_id().upper(), new_id() + "\n", new_id() + "/..",
-           "/" + new_id(), "\ud800", "00000000-0000-1000-8000-000000000000"]
+ID = "0f8b5c1e-52d3-4b0a-9f63-7c1d2e3f4a5b"  # a good one
+HOSTILE = ["", "../etc", "%2e%2e%2fetc", "a\0b", "x" * 10_240, ID.upper(), ID + "\n", ID + "/..",
+           "/" + ID, "\ud800", "00000000-0000-1000-8000-000000000000"]
 
 
 @pytest.fixture
@@ -93,8 +94,8 @@ def test_hostile_ids_are_refused_everywhere_and_touch_nothing(files, job_id):
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "/etc/passwd", "jobs.sqlite", ".lock", "tmp/1", "inputs", "a\0b",
-                                  f"{new_id()}.png/../../x", f"inputs/{new_id()}/../../x.png", f"./{new_id()}.png",
-                                  f"inputs/{new_id()}/0-image.sqlite", f"{new_id()}.png\n", "x" * 10_240])
+                                  f"{ID}.png/../../x", f"inputs/{ID}/../../x.png", f"./{ID}.png",
+                                  f"inputs/{ID}/0-image.sqlite", f"{ID}.png\n", "x" * 10_240])
 def test_names_that_were_never_given_lead_nowhere(files, name):
     with pytest.raises(JobNotFound) as caught:
         files.path(name)

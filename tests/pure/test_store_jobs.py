@@ -16,8 +16,9 @@ from core.states import State
 from store.jobs import JobStore
 from tests.pure.store_kit import WAIT, a_job, any_job, finish, held, new_id, put, rows
 
-HOSTILE = ["", "../etc/passwd", "%2e%2e%2f", "a\0b", "x" * 10_240, new_id().upper(), new_id() + "\n", "\ud800",
-           "' OR 1=1 --", new_id().replace("-", ""), "../" + new_id()]
+ID = "0f8b5c1e-52d3-4b0a-9f63-7c1d2e3f4a5b"  # a good one
+HOSTILE = ["", "../etc/passwd", "%2e%2e%2f", "a\0b", "x" * 10_240, ID.upper(), ID + "\n", "\ud800",
+           "' OR 1=1 --", ID.replace("-", ""), "../" + ID]
 
 
 @pytest.fixture
