@@ -25,7 +25,7 @@ from store.jobs import JobStore
 from store.names import DATABASE, EXTENSIONS
 from store.sqlite import open_file
 
-MISSING = "was missing"
+MISSING = "was missing or empty"
 LARGEST = 1 << 32  # pixels: what was made here is not refused
 WAIT = 60.0  # seconds for the database to take rows
 
