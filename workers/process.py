@@ -85,6 +85,7 @@ def settle(boot: Boot) -> None:
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[name] = str(max(1, boot.threads))
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # else threads spin for one whose core is taken
     if boot.cpus and hasattr(os, "sched_setaffinity"):
         with contextlib.suppress(OSError):  # a container may not own those cores: slower, not wrong
             os.sched_setaffinity(0, boot.cpus)
