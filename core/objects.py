@@ -179,7 +179,7 @@ def _subject(phrases: Sequence[Phrase], at: int) -> tuple[int, bool]:
             linked |= phrase.chinese
         elif phrase.kind == "join" and place and phrases[place - 1].bindable:
             place -= 1
-        elif phrase.kind not in ("degree", "by", "less"):
+        elif phrase.kind not in ("degree", "by", "less", "too"):
             break
         place -= 1
     return place, linked

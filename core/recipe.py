@@ -1,9 +1,9 @@
 """Reads a prompt (English or Chinese) into a recipe of image operations. No network: a lexicon and a small grammar.
 
 The longest phrase known wins at each place. Degree words ("slightly", "very", "50%", 稍微, 一点) set the strength of
-the operation they stand at; "less" and a minus turn it into its opposite; a negation holds to the end of its clause;
-"not too bright" bounds what was asked elsewhere. Operations come out in the order in which they are applied, which is
-that of `core.vocabulary`.
+the operation they stand at; "less", a minus and a complaint ("too dark") turn it into its opposite; a negation holds
+to the end of its clause; "not too bright" bounds what was asked elsewhere. Operations come out in the order in which
+they are applied, which is that of `core.vocabulary`.
 """
 
 from __future__ import annotations
@@ -147,6 +147,10 @@ class _Reader:
                     capped = True
                 case "less":
                     less = True
+                case "too" if then.kind == "op":
+                    less = True
+                case "way" if turned := next((name for name in ("mirror", "flip") if name in self.strengths), None):
+                    self.strengths[term.name] = self.strengths.pop(turned)
                 case "stop" | "end":
                     negated = capped = less = False
                     degree = 1.0

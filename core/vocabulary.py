@@ -17,7 +17,7 @@ _OPERATIONS = """
 = geometry
 mirror | mirror, mirrored, mirror image, flip horizontally, horizontal flip | 镜像, 左右翻转, 水平翻转
 flip | flip, flip vertically, vertical flip | 翻转, 上下翻转, 垂直翻转
-rotate | upside down, rotate 180, rotate by 180 | 倒置, 旋转180, 颠倒
+rotate | upside down, rotate 180, rotate by 180, rotate it 180, rotate it by 180, rotate picture 180, rotate picture by 180, rotate image 180, rotate image by 180, rotate photo 180, rotate photo by 180 | 倒置, 旋转180, 颠倒
 = mood
 sunset | sunset, sunrise, dusk, dawn, golden hour, evening glow | 日落, 夕阳, 黄昏, 晚霞, 日出, 朝霞
 night | night, nighttime, midnight, moonlight, moonlit, ~star, ~starry, ~evening | 夜晚, 夜景, 夜间, 黑夜, 深夜, 月光, 夜色, 晚上, ~夜
@@ -48,12 +48,12 @@ flat | flat, matte, low contrast | 低对比, 平淡, 哑光
 warmer | warmer, warm, warmth, cosy, cozy | 暖, 暖色, 暖色调, 温暖, 暖和
 cooler | cooler, cool, cold, chilly | 冷, 冷色, 冷色调, 寒冷, 清冷
 vivid | vivid, vibrant, vibrance, vibrancy, colourful, saturate, saturated, saturation, bright colour, rich colour | 鲜艳, 艳丽, 饱和, 饱和度, 绚丽, 色彩丰富, 五彩, 缤纷
-muted | muted, mute, desaturate, desaturated, washed out, pale, subdued | 淡雅, 素雅, 低饱和, 褪色
+muted | muted, mute, less colour, desaturate, desaturated, washed out, pale, subdued | 淡雅, 素雅, 低饱和, 褪色
 = colour
 tint | |
 posterise | posterise, posterize, poster, pop art | 海报化, 色调分离, 波普
 invert | invert, negative, inverted colour, invert colour | 反色, 反相, 负片, 反转颜色
-black_and_white | black and white, black white, b&w, bw, greyscale, grey scale, monochrome, grey, colourless, without colour, remove colour, noir | 黑白, 灰度, 单色, 灰色, 去色
+black_and_white | black and white, black & white, black white, b&w, bw, greyscale, grey scale, monochrome, grey, colourless, without colour, no colour, remove colour, remove all colour, noir | 黑白, 灰度, 单色, 灰色, 去色
 sepia | sepia, brown tone | 棕褐色, 褐色调, 乌贼墨
 = style
 watercolour | watercolour, water colour, aquarelle | 水彩画, 水彩
@@ -65,9 +65,9 @@ abstract | abstract, cubist, cubism, abstract art, abstract painting | 抽象, �
 pixelate | pixelate, pixel, pixel art, mosaic, 8 bit | 像素, 像素化, 像素风, 马赛克
 emboss | emboss, relief, engraved | 浮雕
 = finish
-smooth | smooth, denoise, noise reduction, noise removal, remove noise, remove grain | 降噪, 去噪, 平滑, 磨皮
+smooth | smooth, denoise, noise reduction, noise removal, remove noise, remove grain | 降噪, 去噪, 去噪点, 消除噪点, 去除噪点, 去掉噪点, 消除颗粒, 去除颗粒, 平滑, 磨皮
 blur | blur, blurry, defocus, out of focus | 模糊
-blur_background | blur background, background blur, blurred background, blurry background, bokeh, depth of field, portrait mode | 背景虚化, 虚化背景, 虚化, 模糊背景, 背景模糊, 景深
+blur_background | blur background, background blur, background blurry, background blurred, background is blurred, background should be blurred, background out of focus, blurred background, blurry background, bokeh, depth of field, portrait mode | 背景虚化, 虚化背景, 虚化, 模糊背景, 背景模糊, 景深
 soft | soft, soften, soft focus, soft light, glow, glowing, gentle | 柔和, 柔焦, 柔光, 柔美, 朦胧美
 sharpen | sharpen, sharp, sharper, crisp, clearer, clarity, detailed, detail | 清晰, 锐化, 清楚, 锐利, 细节
 sparkles | sparkle, sparkling, magical sparkle, glitter, glittering, twinkle, shimmer, ~firefly | 闪光, 星光, 闪烁, 亮片, 闪闪发光, 火花
@@ -108,13 +108,15 @@ _DEGREES = """
 _MARKS = """
 not | not, no, don't, dont, do not, does not, doesn't, never, without, avoid, remove, isn't, shouldn't, except, nor, cannot | 不要, 别, 不, 没有, 无, 勿, 去掉, 去除, 移除, 避免, 而不是
 cap | not too, not very, not so, not overly, no too, don't too | 不要太, 别太, 不太, 不用太, 不要过于, 不能太
+too | too, overly | 太, 过于, 过
+way | horizontally = mirror, left to right = mirror, vertically = flip, top to bottom = flip |
 less | less, reduce, decrease, lower, low, weaken, tone down | 减少, 降低, 减弱, 弱化, 少, 低
 stop | but, however, instead, then, rather, only, though | 但, 但是, 而是, 然后, 接着, 只, 只要, 并且
-join | and, or, plus, & | 和, 或, 与, 且, 又, 、
+join | and, or, plus, &, + | 和, 或, 与, 且, 又, 、
 fill | with, more, even, also, colour, tone | 更, 更加, 再, 色调, 色
 verb | make, turn, add, change, convert, transform, apply, give, create, keep, use, let | 让, 把, 使, 变成, 加, 添加, 改成, 转成, 保持
 by | by, increase, raise, boost | 增加, 提高, 提升, 增强, 加强
-skip | not only, not just, nothing but, falling, ice cream, spring roll, olive oil, palm oil, coconut oil, no matter | 漂亮, 月亮, 不仅, 不但, 不只, 冷静, 雨伞, 一点也, 无论, 点缀
+skip | not only, not just, nothing but, falling, ice cream, spring roll, olive oil, palm oil, coconut oil, no matter | 去雾, 除雾, 漂亮, 月亮, 不仅, 不但, 不只, 冷静, 雨伞, 一点也, 无论, 点缀
 """
 
 # Words that mean no operation. They say what a colour or a degree beside them is meant for (`core.objects`). "picture"
@@ -147,7 +149,8 @@ _SUFFIXES = ("s", "es", "ed", "d", "ing", "er", "r", "en", "ened", "ening", "ens
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """What a word or phrase means. kind: op, colour, degree, or a mark: not, cap, less, stop, join, fill, verb, by, skip.
+    """What a word or phrase means. kind: op, colour, degree, or a mark: not, cap, too, less, stop, join, fill, verb, by,
+    skip, way (which of two operations, `name`, is meant).
 
     weak: gives way to another operation of its stage. trails: a degree that follows its operation (亮一点)."""
 
@@ -184,7 +187,8 @@ def _lexicon() -> dict[tuple[str, ...], Term]:
             trails = word.startswith(">")
             found[tuple(tokens(word.lstrip(">")))] = Term("degree", value=float(value), trails=trails)
     for kind, *cells in _rows(_MARKS):
-        found |= {tuple(tokens(word)): Term(kind) for word in _terms(*cells)}
+        for word, _, name in (term.partition(" = ") for term in _terms(*cells)):
+            found[tuple(tokens(word))] = Term(kind, name)
     return found
 
 

@@ -132,6 +132,56 @@ def test_less_of_something_is_its_opposite() -> None:
     assert set(read(prompt)) == {"cooler", "flat", "muted", "darker"}
 
 
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("flip it horizontally", {"mirror": 1.0}), ("flip this photo horizontally please", {"mirror": 1.0}),
+        ("flip the picture left to right", {"mirror": 1.0}), ("mirror it vertically", {"flip": 1.0}),
+        ("flip it", {"flip": 1.0}), ("rotate the picture by 180 degrees", {"rotate": 1.0}),
+    ],
+)  # fmt: skip
+def test_a_direction_counts_wherever_it_stands(prompt: str, expected: dict[str, float]) -> None:
+    assert read(prompt) == expected
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("it is too dark", {"brighter": 1.0}), ("the photo is too bright", {"darker": 1.0}),
+        ("this picture is too cold", {"warmer": 1.0}), ("太亮了", {"darker": 1.0}), ("照片太暗", {"brighter": 1.0}),
+        ("too dark, brighten it", {"brighter": 1.0}), ("太暗了，调亮一点", {"brighter": 0.5}),
+        ("too blurry, sharpen it", {"sharpen": 1.0}),
+        ("make it brighter too and warmer", {"brighter": 1.0, "warmer": 1.0}),
+    ],
+)  # fmt: skip
+def test_a_complaint_asks_for_the_opposite(prompt: str, expected: dict[str, float]) -> None:
+    assert read(prompt) == expected
+
+
+@pytest.mark.parametrize(
+    ("prompt", "operation"),
+    [
+        ("消除噪点", "smooth"), ("去除噪点", "smooth"), ("去掉噪点", "smooth"), ("去噪点", "smooth"),
+        ("make it black & white", "black_and_white"), ("black&white photo", "black_and_white"),
+        ("no colour", "black_and_white"), ("remove all colours", "black_and_white"), ("less colour", "muted"),
+        ("make the background blurry", "blur_background"), ("the background should be blurred", "blur_background"),
+        ("make background out of focus", "blur_background"),
+    ],
+)  # fmt: skip
+def test_ordinary_ways_to_say_it_are_understood(prompt: str, operation: str) -> None:
+    assert read(prompt) == {operation: 1.0}
+
+
+@pytest.mark.parametrize("prompt", ["去雾", "去雾一下", "the sky is too dark"])
+def test_what_cannot_be_taken_away_is_not_added(prompt: str) -> None:
+    with pytest.raises(InvalidParameter):
+        read_recipe(prompt)
+
+
+def test_a_plus_is_a_degree() -> None:
+    assert read("brightness +30%") == read("亮度+30%") == {"brighter": 0.3}
+
+
 def test_a_weak_word_gives_way_to_a_strong_one() -> None:
     assert set(read("a forest")) == {"forest"}
     assert set(read("an autumn forest")) == {"autumn"}
