@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from api.errors import NotImplementedHere
+from api.errors import HeaderTooLarge, NotImplementedHere
 from core.errors import BadRequest
 
 HOST = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
@@ -20,6 +20,8 @@ ABSOLUTE = re.compile(rb"(?i:https?)://([^/?#@]*)(/[\x21\x22\x24-\x7e]*)?")
 VERSIONS = ("1.1", "1.0")
 ONCE = (b"host", b"content-length", b"transfer-encoding")
 SOCKETS = b"/socket.io/"  # where web sockets are served; elsewhere an upgrade is not heard (RFC 9110, 7.8)
+
+MAX_TARGET = 8 << 10  # bytes of path and query: reading what is percent-encoded is slow
 
 Headers = Sequence[tuple[bytes, bytes]]
 
@@ -36,9 +38,11 @@ class Framing(NamedTuple):
 
 def read_framing(method: str, target: bytes, version: str, headers: Headers) -> Framing:
     """`headers`: with names in lower case. Raises `BadRequest` for a head that is not to be understood in one way,
-    `NotImplementedHere` for what is not done here."""
+    `HeaderTooLarge`, and `NotImplementedHere` for what is not done here."""
     if version not in VERSIONS:
         raise BadRequest("the request is of an HTTP version that is not served; use HTTP/1.1")
+    if len(target) > MAX_TARGET:
+        raise HeaderTooLarge(f"the request's path and query have more than {MAX_TARGET} bytes; send them in the body")
     found = dict(headers)
     if len(found) < len(headers):
         _check_doubles(headers)

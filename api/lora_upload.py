@@ -9,7 +9,7 @@ from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException
 from starlette.requests import Request
 
-from api.forms import Form
+from api.forms import MAX_TYPE, Form
 from core.errors import BadRequest, InvalidParameter, UnsupportedEncoding
 from core.loras import SUFFIX, checked_name
 
@@ -61,8 +61,12 @@ async def receive(request: Request, incoming: Sink) -> str:
 
 
 def check_text(headers: Headers) -> None:
-    """Raises `UnsupportedEncoding` unless it is a form in UTF-8: there are charsets that take minutes to decode."""
-    kind, options = parse_options_header(headers.get("content-type", ""))
+    """Raises `BadRequest`, and `UnsupportedEncoding` unless it is a form in UTF-8: there are charsets that take minutes
+    to decode."""
+    text = headers.get("content-type", "")
+    if len(text) > MAX_TYPE:
+        raise BadRequest(f"the Content-Type header has more than {MAX_TYPE} bytes")
+    kind, options = parse_options_header(text)
     if kind.lower() != b"multipart/form-data":
         raise UnsupportedEncoding("send multipart/form-data with the .safetensors file as 'file'")
     if options.get(b"charset", b"utf-8").lower() not in TEXT:

@@ -15,7 +15,8 @@ DESCRIPTIONS = {
     409: "Not in this state", 410: "The result was removed", 413: "Too many bytes or pixels",
     415: "A type or encoding that is not served", 416: "The file has no such part",
     421: "Not a host of this server", 422: "A parameter does not fit", 429: "Faster than the tier allows",
-    431: "The headers are too long", 500: "The model or the server failed", 502: "The model failed",
+    431: "The headers are too long", 500: "The model or the server failed",
+    501: "It is not served here", 502: "The model failed",
     503: "Not now; see Retry-After", 504: "The deadline passed", 507: "The disk has no room; see Retry-After",
 }  # fmt: skip
 FORMATS = ("png", "jpeg", "webp", "avif")

@@ -13,6 +13,7 @@ from api.errors import (
     HeaderTooLarge,
     HostNotAllowed,
     LinkInvalid,
+    NotImplementedHere,
     OriginNotAllowed,
     RangeNotSatisfiable,
     RequestTimeout,
@@ -49,7 +50,7 @@ BY_MARK: Mapping[str, Kinds] = {
     READS_FILE: (errors.JobNotFinished, errors.ResultGone),
     SERVES_FILE: (errors.JobNotFinished, errors.ResultGone, RangeNotSatisfiable),
 }  # fmt: skip
-ON_THE_LINE: Kinds = (errors.BadRequest, RequestTimeout, HeaderTooLarge)
+ON_THE_LINE: Kinds = (errors.BadRequest, RequestTimeout, HeaderTooLarge, NotImplementedHere)
 """Before a path is known, and so in the shape of the native API whatever the path."""
 
 

@@ -18,6 +18,8 @@ from kit import RunningServer, eventually, photo, pixels, running
 
 from bench.chaos import measure
 
+pytestmark = pytest.mark.alone
+
 ENDS = {"succeeded", "failed", "cancelled", "expired"}
 SIZES = [(48, 32), (32, 48), (64, 64), (40, 40)]
 

@@ -11,6 +11,7 @@ import pytest
 from starlette.types import Receive, Scope, Send
 
 from api import protocol
+from api.framing import MAX_TARGET
 from api.limits import GONE
 from core.errors import BadRequest
 from tests.process.door_kit import dial, listen, read_answer, settings
@@ -108,9 +109,10 @@ async def test_slow_headers_on_a_kept_connection_time_out_too(port: int) -> None
         b"GET / HTTP/1.1\r\n" + b"X-Many: 1\r\n" * 200 + b"\r\n",
         b"GET / HTTP/1.1\r\nX-Giant: " + b"a" * (protocol.MAX_HEAD + 1) + b"\r\n\r\n",
         b"GET /" + b"a" * (protocol.MAX_HEAD + 1) + b" HTTP/1.1\r\n\r\n",
+        b"GET /?" + b"%" * MAX_TARGET + b" HTTP/1.1\r\nHost: here\r\n\r\n",
         b"GET / HTTP/1.1\r\nX-Endless: " + b"a" * (1 << 20),
     ],
-    ids=["too many", "giant value", "giant path", "endless value"],
+    ids=["too many", "giant value", "giant path", "long query", "endless value"],
 )
 async def test_headers_beyond_the_limit_are_answered_with_431(port: int, echo: Echo, head: bytes) -> None:
     status, headers, body = await answer_to(port, head)

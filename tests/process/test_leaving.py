@@ -16,7 +16,7 @@ WIDTH, HEIGHT = 1000, 800
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     folder = tmp_path_factory.mktemp("leaving")
-    with running(folder / "outputs", devices="cpu:1", models="upscale,inpaint,stub") as made:
+    with running(folder / "outputs", "--hang-floor", "90", devices="cpu:1", models="upscale,inpaint,stub") as made:
         yield made
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from tests.pure.api_kit import IMAGE, nothing_happens, world
 
-LARGE = IMAGE + bytes(3 << 20)  # what follows a PNG is nobody's
+LARGE = IMAGE + bytes(5 << 20)  # what follows a PNG is nobody's
 FILE = {"image": ("a.png", LARGE)}
 REQUESTS: dict[str, tuple[str, dict[str, Any]]] = {
     "jobs": ("/jobs?model=echo", {"content": LARGE, "headers": {"content-type": "image/png"}}),

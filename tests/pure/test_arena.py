@@ -93,6 +93,7 @@ def test_pages_beyond_the_warm_share_go_back_to_the_system(arena):
     assert resident() <= 1 * MIB
 
 
+@pytest.mark.alone
 def test_another_mapping_of_the_same_file_sees_the_bytes_and_no_name_is_left_anywhere(arena):
     before = set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()  # noqa: PTH112, PTH208
     other = ArenaView(os.dup(arena.fd), arena.size)

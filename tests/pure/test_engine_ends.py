@@ -168,7 +168,7 @@ async def test_a_second_signal_is_heard_while_the_first_waits_for_a_disk_that_is
 
         monkeypatch.setattr(made._keeper.files, "put_result", full)
         await made.submit(request(png(1)))
-        await until(lambda: made._keeper.disk_full)
+        await until(lambda: made._keeper.waiting)
         stopping = asyncio.create_task(made.stop(grace=3600))
         await until(lambda: made.draining and not made.flights)
         await asyncio.sleep(0.1)
