@@ -22,6 +22,7 @@ from core.vocabulary import ASIDE, LEXICON, LONGEST, OPPOSITES, STAGES, Term, ba
 STRONGEST = 2.0
 FAINTEST = 0.05
 NOT_TOO = 0.5
+TURNS = ("mirror", "flip")
 BESIDE_A_MOOD = 0.5
 MOST_IGNORED, MOST_LETTERS = 32, 32  # words that are told to have no effect, and letters of each
 _CLAUSE_ENDS = frozenset(".,;:!?。\n")
@@ -118,12 +119,14 @@ class _Reader:
         negated = capped = less = False
         last: str | None = None  # the operation a following "by 20%" or 一点 belongs to
         after = False  # "by" was read: the degree that comes belongs to `last`
+        turned, said = "", False  # the flip or mirror of this clause, and whether it was said which way
         for term, then in pairwise([*phrases, _UNKNOWN]):
             match term.kind:
                 case "op" | "colour":
                     name = term.name if term.kind == "op" else f"#{term.name}"
                     name = OPPOSITES.get(name, "") if less else name
                     last = self._note(name, degree, term.weak, negated or (less and not name), capped) if name else None
+                    turned, said = name if name in TURNS else "", False
                     if then.kind != "join":
                         degree = 1.0
                     less = capped = after = False
@@ -147,13 +150,14 @@ class _Reader:
                     capped = True
                 case "less":
                     less = True
-                case "too" if then.kind == "op":
+                case "too" if then.kind in ("op", "degree"):
                     less = True
-                case "way" if turned := next((name for name in ("mirror", "flip") if name in self.strengths), None):
-                    self.strengths[term.name] = self.strengths.pop(turned)
+                case "way" if turned in self.strengths:
+                    self.strengths[term.name] = self.strengths[turned] if said else self.strengths.pop(turned)
+                    turned, said = term.name, True
                 case "stop" | "end":
                     negated = capped = less = False
-                    degree = 1.0
+                    degree, turned = 1.0, ""
                 case "join" if then.kind in ("verb", "by"):
                     negated = less = False
                 case "join" | "fill":

@@ -137,6 +137,10 @@ def test_less_of_something_is_its_opposite() -> None:
     [
         ("flip it horizontally", {"mirror": 1.0}), ("flip this photo horizontally please", {"mirror": 1.0}),
         ("flip the picture left to right", {"mirror": 1.0}), ("mirror it vertically", {"flip": 1.0}),
+        ("mirror it and flip it vertically", {"mirror": 1.0, "flip": 1.0}),
+        ("flip it vertically and horizontally", {"mirror": 1.0, "flip": 1.0}),
+        ("flip it horizontally and make it brighter", {"mirror": 1.0, "brighter": 1.0}),
+        ("flip it and blur from left to right", {"flip": 1.0, "blur": 1.0}),
         ("flip it", {"flip": 1.0}), ("rotate the picture by 180 degrees", {"rotate": 1.0}),
     ],
 )  # fmt: skip
@@ -172,7 +176,7 @@ def test_ordinary_ways_to_say_it_are_understood(prompt: str, operation: str) -> 
     assert read(prompt) == {operation: 1.0}
 
 
-@pytest.mark.parametrize("prompt", ["去雾", "去雾一下", "the sky is too dark"])
+@pytest.mark.parametrize("prompt", ["去雾", "去雾一下", "too much fog", "the sky is too dark"])
 def test_what_cannot_be_taken_away_is_not_added(prompt: str) -> None:
     with pytest.raises(InvalidParameter):
         read_recipe(prompt)
