@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -25,9 +26,12 @@ def lax() -> Iterator[None]:
 
 
 def modes(folder: Path) -> dict[str, int]:
-    return {
-        str(path.relative_to(folder)): stat.S_IMODE(path.lstat().st_mode) for path in [folder, *folder.rglob("*")]
-    }
+    """Of all that is there; a file that is being written may go meanwhile."""
+    found = {}
+    for path in [folder, *folder.rglob("*")]:
+        with suppress(FileNotFoundError):
+            found[str(path.relative_to(folder))] = stat.S_IMODE(path.lstat().st_mode)
+    return found
 
 
 def assert_private(folder: Path, *but: str) -> set[str]:
