@@ -156,7 +156,9 @@ class AdjustMask(Lenient):
 class RunPlugin(Lenient):
     name: str
     image: Picture = Field(description="base64 or a data: URL.")
-    clicks: list[list[int]] = Field([], description="For interactive segmentation, which is not offered.")
+    clicks: list[list[int]] = Field(
+        [], max_length=1_000, description="For interactive segmentation, which is not offered."
+    )
     scale: float = Field(2.0, description="RealESRGAN: 2 or 4.")
 
 
