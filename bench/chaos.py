@@ -89,9 +89,16 @@ async def repeat(what: Callable[[], Any], told: Told, over: asyncio.Event) -> No
             await asyncio.sleep(0.05)
 
 
+def works(server: Server) -> bool:
+    """Whether a worker takes batches. The server is not ready (503) while none does."""
+    with contextlib.suppress(OSError):
+        return bool({"ready", "busy"} & set(server.devices().values()))
+    return False
+
+
 async def hurt(server: Server, told: Told) -> None:
     """Kill or stop a random worker as soon as one is there that takes batches."""
-    while not {"ready", "busy"} & set((await asyncio.to_thread(server.devices)).values()):  # noqa: ASYNC110
+    while not await asyncio.to_thread(works, server):  # noqa: ASYNC110
         await asyncio.sleep(0.05)
     stop = random.randrange(STOP_EVERY) == 0
     with contextlib.suppress(psutil.NoSuchProcess, IndexError):
