@@ -93,12 +93,10 @@ def settle(boot: Boot) -> None:
 
 def boot_failure_words(fault: BaseException) -> str:
     """Why a worker cannot start, or a model not be loaded, without paths."""
-    if isinstance(fault, ImagePoolError):  # it was written for people
+    if isinstance(fault, ImagePoolError):  # written for people: what is missing or refused, and what to do
         return fault.message
     if isinstance(fault, ModuleNotFoundError):
         return f"the package '{fault.name}' is missing; install the requirements of its model"
     if type(fault).__name__ == "OutOfMemoryError" or isinstance(fault, MemoryError):
         return "the models do not fit the device's memory; offer fewer of them (--models) or free the device"
-    if isinstance(fault, ImagePoolError):  # written for people: what is missing or refused, and what to do
-        return fault.message
     return f"{type(fault).__name__} while loading; the worker's log has the details"
